@@ -1,0 +1,229 @@
+"""The ledger on SQL: bookings, checkpoints and settlements, committed in groups.
+
+One writer task for each worker takes all that waits, in the order it came, and commits it as one
+transaction; while a commit is under way the next group gathers. So a lone request waits for nobody, and
+the cost of a stream falls as load grows. A settlement deletes its booking and inserts the event in the
+same transaction: whoever deletes the booking owns the event, so a repeat writes nothing.
+
+If a group fails because of one of its rows, its members are committed one by one, and only the culprit
+fails. If the database is away, bookings fail (nothing was delivered yet: P1) and settlements wait and are
+tried again, in memory, until it is back; a worker that is killed meanwhile leaves its bookings behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+
+from api.adapters import rows_sql
+from api.adapters.database_sql import WRITES
+from api.adapters.tables_sql import in_flight, usage_events
+from api.ports import LedgerUnavailable, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from api.ports import Booking, Checkpoint, UsageEvent
+
+log = logging.getLogger("sluicegate.ledger")
+
+_MAX_GROUP = 500
+_RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0)
+
+_UPDATE_CHECKPOINT = (
+    update(in_flight)
+    .where(in_flight.c.id == bindparam("booking_id"))
+    .values(
+        input_tokens=bindparam("inputs"), output_tokens=bindparam("outputs"), checkpoint_at=bindparam("at")
+    )
+)
+
+
+class _Op(NamedTuple):
+    """One thing to write, and who waits for it."""
+
+    item: Booking | UsageEvent
+    settles: bool
+    done: asyncio.Future[None]
+
+
+class SqlLedger:
+    """Start `run` as a task; `close` ends it once all is written."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._waiting: list[_Op] = []
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._wake = asyncio.Event()
+        self._closing = False
+
+    # --- what the flow calls: none of these waits -----------------------------------------------
+
+    def book(self, booking: Booking) -> asyncio.Future[None]:
+        """Write a booking; done once it is durable, LedgerUnavailable if it could not be."""
+        return self._submit(booking, settles=False)
+
+    def settle(self, event: UsageEvent) -> asyncio.Future[None]:
+        """Turn a booking into its event; done once that is durable."""
+        self._checkpoints.pop(event.booking.id, None)
+        return self._submit(event, settles=True)
+
+    def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Write running counts; of one booking only the latest."""
+        self._checkpoints |= {checkpoint.booking_id: checkpoint for checkpoint in checkpoints}
+        self._wake.set()
+
+    def _submit(self, item: Booking | UsageEvent, *, settles: bool) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Nobody may be waiting any more when it fails: that is not an error to be reported twice.
+        done.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._waiting.append(_Op(item, settles, done))
+        self._wake.set()
+        return done
+
+    # --- the writer ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write until closed and all is written."""
+        failures = 0
+        while not (self._closing and not self._waiting):
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting or self._checkpoints:
+                if await self._write_group():
+                    failures = 0
+                    continue
+                failures += 1
+                if self._closing and failures > len(_RETRY_SECONDS):
+                    self._give_up()
+                    return
+                await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1])
+
+    async def close(self) -> None:
+        """No more will come: `run` returns when all is written, or after two seconds without a database."""
+        self._closing = True
+        self._wake.set()
+
+    def _give_up(self) -> None:
+        log.error("the database is away: %d settlements are not written", len(self._waiting))
+        for op in self._waiting:
+            op.done.set_exception(LedgerUnavailable("shut down while the database was away"))
+        self._waiting.clear()
+
+    async def _write_group(self) -> bool:
+        """Write what waits. False if the database is away; settlements then wait on."""
+        group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
+        checkpoints, self._checkpoints = list(self._checkpoints.values()), {}
+        try:
+            await self._commit(group, checkpoints)
+        except (IntegrityError, DataError) as error:
+            await self._write_singly(group, error)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("the database did not take %d writes: %s", len(group), type(error).__name__)
+            for op in group:
+                if not op.settles:
+                    _fail(op, error)
+            self._waiting = [op for op in group if op.settles] + self._waiting
+            return False
+        else:
+            for op in group:
+                _succeed(op)
+        return True
+
+    async def _write_singly(self, group: list[_Op], error: Exception) -> None:
+        """One row of the group is wrong: find it, and write the others."""
+        if len(group) == 1:
+            log.error("a row was refused: %s", type(error).__name__)
+            _fail(group[0], error)
+            return
+        for op in group:
+            try:
+                await self._commit([op], [])
+            except (SQLAlchemyError, OSError, TimeoutError) as single:
+                if op.settles and not isinstance(single, IntegrityError | DataError):
+                    self._waiting.append(op)
+                    self._wake.set()
+                else:
+                    log.error("a row was refused: %s", type(single).__name__)  # noqa: TRY400 - may hold data
+                    _fail(op, single)
+            else:
+                _succeed(op)
+
+    async def _commit(self, group: list[_Op], checkpoints: list[Checkpoint]) -> None:
+        bookings = [rows_sql.booking_row(op.item) for op in group if not op.settles]  # type: ignore[arg-type]
+        events = {op.item.booking.id: op.item for op in group if op.settles}  # type: ignore[union-attr]
+        async with self._engine.connect() as connection:
+            await connection.execution_options(**WRITES)
+            async with connection.begin():
+                if bookings:
+                    await connection.execute(insert(in_flight), bookings)
+                if checkpoints:
+                    await connection.execute(
+                        _UPDATE_CHECKPOINT, [rows_sql.checkpoint_row(c) for c in checkpoints]
+                    )
+                if events:
+                    await _settle_all(connection, events)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def totals(self, tenant_id: str) -> Totals:
+        """Sums over a tenant's events."""
+        query = select(
+            func.count(),
+            func.coalesce(func.sum(usage_events.c.input_tokens), 0),
+            func.coalesce(func.sum(usage_events.c.output_tokens), 0),
+        ).where(usage_events.c.tenant_id == tenant_id)
+        async with self._engine.connect() as connection:
+            events, inputs, outputs = (await connection.execute(query)).one()
+        return Totals(events, int(inputs), int(outputs))
+
+    async def events(self, tenant_id: str, *, after: str | None, limit: int) -> list[UsageEvent]:
+        """A tenant's events by id, which is by the time their requests began."""
+        query = (
+            select(usage_events)
+            .where(usage_events.c.tenant_id == tenant_id, usage_events.c.id > (after or ""))
+            .order_by(usage_events.c.id)
+            .limit(limit)
+        )
+        async with self._engine.connect() as connection:
+            return [rows_sql.usage_event(row) for row in (await connection.execute(query)).mappings()]
+
+    async def in_flight_count(self) -> int:
+        """How many bookings are open, over all workers."""
+        async with self._engine.connect() as connection:
+            return int((await connection.execute(select(func.count()).select_from(in_flight))).scalar_one())
+
+    async def ping(self) -> None:
+        """Raises LedgerUnavailable."""
+        try:
+            async with asyncio.timeout(2), self._engine.connect() as connection:
+                await connection.execute(select(1))
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise LedgerUnavailable(type(error).__name__) from error
+
+
+async def _settle_all(connection: AsyncConnection, events: dict[str, Any]) -> None:
+    owned = await connection.execute(
+        delete(in_flight).where(in_flight.c.id.in_(list(events))).returning(in_flight.c.id)
+    )
+    rows = [rows_sql.event_row(events[booking_id]) for booking_id in owned.scalars()]
+    if rows:
+        await connection.execute(insert(usage_events), rows)
+
+
+def _succeed(op: _Op) -> None:
+    if not op.done.done():
+        op.done.set_result(None)
+
+
+def _fail(op: _Op, error: Exception) -> None:
+    if not op.done.done():
+        failure = LedgerUnavailable(type(error).__name__)
+        failure.__cause__ = error
+        op.done.set_exception(failure)

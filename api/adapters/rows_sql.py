@@ -1,0 +1,66 @@
+"""Between the ledger's values and its rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from api.core.booking import Ended, Happening
+from api.core.usage import Certainty, Source, Usage
+from api.ports import Booking, UsageEvent
+
+if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
+    from api.ports import Checkpoint
+
+
+def booking_row(booking: Booking) -> dict[str, Any]:
+    """A row of `in_flight`."""
+    return {**asdict(booking), "input_tokens": 0, "output_tokens": 0, "checkpoint_at": None}
+
+
+def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The parameters of a checkpoint's update."""
+    return {
+        "booking_id": checkpoint.booking_id,
+        "inputs": checkpoint.input_tokens,
+        "outputs": checkpoint.output_tokens,
+        "at": checkpoint.at,
+    }
+
+
+def event_row(event: UsageEvent) -> dict[str, Any]:
+    """A row of `usage_events`."""
+    return {
+        **asdict(event.booking),
+        **asdict(event.usage),
+        "answered_model": event.answered_model,
+        "ended": event.ended,
+        "cause": event.cause,
+        "first_token_ms": event.first_token_ms,
+        "duration_ms": event.duration_ms,
+        "ended_at": event.ended_at,
+    }
+
+
+def usage_event(row: RowMapping) -> UsageEvent:
+    """The value of a row of `usage_events`."""
+    return UsageEvent(
+        booking=Booking(**{name: row[name] for name in Booking.__dataclass_fields__}),
+        answered_model=row["answered_model"],
+        usage=Usage(
+            input_tokens=row["input_tokens"],
+            output_tokens=row["output_tokens"],
+            cached_tokens=row["cached_tokens"],
+            reasoning_tokens=row["reasoning_tokens"],
+            source=Source(row["source"]),
+            certainty=Certainty(row["certainty"]),
+            tokenizer=row["tokenizer"],
+        ),
+        ended=Ended(row["ended"]),
+        cause=Happening(row["cause"]),
+        first_token_ms=row["first_token_ms"],
+        duration_ms=row["duration_ms"],
+        ended_at=row["ended_at"],
+    )

@@ -1,0 +1,135 @@
+"""The tables, once, for SQLite and PostgreSQL. Migrations create them; `tests/contracts` compares the two.
+
+Times are UTC. Token counts are BIGINT. `usage_events` is insert-only.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+from sqlalchemy.types import TypeDecorator
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment. SQLite keeps no time zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Only moments with a time zone go in."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC comes out."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("max_streams", Integer, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("tenant_id", String(40), ForeignKey("tenants.id"), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("secret_sha256", LargeBinary(32), nullable=False),
+    Column("scopes", String(200), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
+    Index("ix_api_keys_tenant_id", "tenant_id"),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("email", String(320), primary_key=True),
+    Column("password_hash", String(200), nullable=False),
+)
+
+
+def _labels() -> list[Column[Any]]:
+    """What a booking knows, and its event repeats. No foreign keys: the ledger outlives its tenants."""
+    return [
+        Column("id", String(40), primary_key=True),
+        Column("request_id", String(128), nullable=False),
+        Column("tenant_id", String(40), nullable=False),
+        Column("key_id", String(12), nullable=False),
+        Column("end_user", String(200)),
+        Column("dialect", String(40), nullable=False),
+        Column("model", String(256), nullable=False),
+        Column("upstream", String(100), nullable=False),
+        Column("worker", String(100), nullable=False),
+        Column("started_at", UtcTime, nullable=False),
+    ]
+
+
+in_flight = Table(
+    "in_flight",
+    metadata,
+    *_labels(),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("checkpoint_at", UtcTime),
+)
+
+usage_events = Table(
+    "usage_events",
+    metadata,
+    *_labels(),
+    Column("answered_model", String(256), nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("source", String(20), nullable=False),
+    Column("certainty", String(20), nullable=False),
+    Column("tokenizer", String(40)),
+    Column("ended", String(20), nullable=False),
+    Column("cause", String(40), nullable=False),
+    Column("first_token_ms", BigInteger),
+    Column("duration_ms", BigInteger, nullable=False),
+    Column("ended_at", UtcTime, nullable=False),
+    Index("ix_usage_events_tenant_id_id", "tenant_id", "id"),
+)

@@ -1,0 +1,98 @@
+"""The scripted model in this process: what serves when no provider is configured, and in fast tests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from api.core import script as scripted
+from api.core.dialects.openai_chat import prompt_of
+from api.ports import UpstreamFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from api.ports import Tokenizer
+
+
+class ScriptedUpstream:
+    """Answers as the script in the model's name says. `live` and `opened` are for tests to look at."""
+
+    name = "scripted"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.live = 0
+        self.opened = 0
+
+    async def open(self, body: dict[str, Any]) -> ScriptedAnswer:
+        """Start an answer."""
+        self.opened += 1
+        self.live += 1
+        try:
+            return ScriptedAnswer(self, await self._steps(body))
+        except BaseException:
+            self.live -= 1
+            raise
+
+    async def _steps(self, body: dict[str, Any]) -> Iterator[scripted.Step]:
+        try:
+            script = scripted.allowed(scripted.script_of(body["model"]), body)
+        except scripted.UnknownModel as error:
+            blame = {"message": str(error), "type": "invalid_request_error", "code": "model_not_found"}
+            raise UpstreamFailed("unknown model", status=404, body=blame) from None
+        await asyncio.sleep(script.first_ms / 1000)
+        if script.status != 200:  # noqa: PLR2004 - HTTP
+            retry_after = str(script.retry_after) if script.retry_after else None
+            raise UpstreamFailed("scripted refusal", status=script.status, retry_after=retry_after)
+        prompt = prompt_of(body)
+        inputs = sum(await self._tokenizer.count(prompt.texts, "o200k_base")) + prompt.overhead_tokens
+        if not body.get("stream"):
+            return iter([scripted.Step(0, scripted.whole_answer(script, body["model"], inputs))])
+        include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        return scripted.stream_steps(script, body["model"], inputs, include_usage=include_usage)
+
+    async def models(self) -> bytes:
+        """The names it answers to."""
+        return msgspec.json.encode(
+            {
+                "object": "list",
+                "data": [
+                    {"id": name, "object": "model", "created": 0, "owned_by": "sluicegate"}
+                    for name in scripted.MODELS
+                ],
+            }
+        )
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class ScriptedAnswer:
+    """A script being played."""
+
+    def __init__(self, upstream: ScriptedUpstream, steps: Iterator[scripted.Step]) -> None:
+        self._upstream = upstream
+        self.steps = steps
+        self._closed = False
+
+    async def read(self) -> bytes:
+        """The next step's bytes, after its pause."""
+        step = next(self.steps, None)
+        if step is None:
+            return b""
+        await asyncio.sleep(step.wait_ms / 1000)
+        if step.reset:
+            raise UpstreamFailed("The provider broke off its answer.")
+        return step.data
+
+    async def finish(self) -> None:
+        """Nothing follows the terminal event."""
+
+    async def close(self) -> None:
+        """Stop playing."""
+        if not self._closed:
+            self._closed = True
+            self._upstream.live -= 1

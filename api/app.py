@@ -1,0 +1,141 @@
+"""create_app: routers, the edge, error handlers, and the lifespan. Tests run this very app, on other ports.
+
+The lifespan drains before anything is closed: it hears SIGTERM beside the server, because the server calls
+the shutdown half only when all connections have ended by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from slowapi.errors import RateLimitExceeded
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from api import runtime, schema
+from api.edge import Edge
+from api.errors import ROWS, TooManyAttempts, failure_of, json_error
+from api.routes import accounts, chat, ops, pages, sign_in, usage
+from api.routes.bodies import bad_field
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.requests import Request
+
+    from api.deps import LifespanState
+    from api.flow.gate import Gate
+    from api.settings import Settings
+
+    OpenPorts = Callable[[Settings], AbstractAsyncContextManager[LifespanState]]
+
+log = logging.getLogger("sluicegate")
+
+_OWN_BODIES = (
+    schema.PlainRequest,
+    schema.ChatRequest,
+    schema.TenantIn,
+    schema.KeyIn,
+    schema.LoginIn,
+    schema.TokenIn,
+)
+"""Bodies that routes read themselves, after authentication; FastAPI has to be told of them."""
+
+
+def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -> FastAPI:
+    """The application on the ports that `open_ports` opens."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[LifespanState]:
+        async with open_ports(settings) as state:
+            with _heard_signals(state["gate"]):
+                yield state
+            await state["gate"].drained()
+
+    app = FastAPI(
+        title="Sluicegate",
+        version=version("sluicegate"),
+        summary="A multi-tenant streaming gateway for LLMs.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
+    throttle = sign_in.throttle(settings.redis_url)
+    for router in (
+        chat.router,
+        usage.router,
+        sign_in.router(throttle),
+        accounts.router,
+        ops.router,
+        pages.router,
+    ):
+        app.include_router(router)
+    _handle_errors(app)
+    _describe_bodies(app)
+    return app
+
+
+@contextmanager
+def _heard_signals(gate: Gate) -> Iterator[None]:
+    """Begin the drain at SIGTERM and SIGINT, then let the server's own handler have them."""
+    loop = asyncio.get_running_loop()
+    before: dict[signal.Signals, Any] = {}
+
+    def hear(number: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(gate.begin_drain)
+        server = before[signal.Signals(number)]
+        if callable(server):
+            server(number, frame)
+
+    try:
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            before[stop] = signal.getsignal(stop)
+            signal.signal(stop, hear)
+    except ValueError:  # not the main thread: then whoever runs us has the signals
+        log.debug("signals are not ours to hear")
+    try:
+        yield
+    finally:
+        for heard, handler in before.items():
+            if signal.getsignal(heard) is hear:
+                signal.signal(heard, handler)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    async def answer(_request: Request, error: Exception) -> Response:
+        failure = failure_of(error)
+        return Response(json_error(failure), failure.status, dict(failure.headers), "application/json")
+
+    async def throttled(request: Request, _error: Exception) -> Response:
+        return await answer(request, TooManyAttempts(retry_after_seconds=60))
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+        return await answer(request, bad_field(error.errors()[0]))
+
+    for error in (*ROWS, HTTPException, Exception):
+        app.add_exception_handler(error, answer)
+    app.add_exception_handler(RateLimitExceeded, throttled)
+    app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for model in _OWN_BODIES:
+                described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas |= described.pop("$defs", {}) | {model.__name__: described}
+        return app.openapi_schema or document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,198 @@
+"""OpenAI chat completions.
+
+Sources: OpenAI's API reference, "Chat Completions" and "Streaming"; openai-python, `_streaming.py`. A
+stream is unnamed events whose data is a `chat.completion.chunk`, and ends with `data: [DONE]`. With
+`stream_options.include_usage` one more chunk with `choices: []` and `usage` comes before that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from api.core.dialects import Piece, Prompt, Seen
+from api.core.sse import Event, data_event
+from api.core.usage import Reported
+
+if TYPE_CHECKING:
+    from api.core.dialects import Failure
+
+NAME = "openai_chat"
+DONE = b"data: [DONE]\n\n"
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int | None = 0
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: int | None = 0
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    model: str | None = None
+    usage: _Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+def read(event: Event) -> Seen:
+    """What an event of an upstream's stream means. Data that is not a chunk means nothing (Seen())."""
+    if event.data == b"[DONE]":
+        return Seen(terminal=True)
+    if not event.data:
+        return Seen()
+    return read_object(event.data)
+
+
+def read_object(data: bytes) -> Seen:
+    """What one JSON object means: a chunk of a stream, or a whole completion."""
+    try:
+        chunk = _decoder.decode(data)
+    except msgspec.DecodeError:  # ValidationError is one: a stranger's field, not our business
+        return Seen()
+    seen = Seen(model=chunk.model)
+    for choice in chunk.choices:
+        _read_choice(choice, seen)
+    if chunk.usage is not None:
+        seen.usage = _reported(chunk.usage)
+        seen.usage_only = not chunk.choices
+    if chunk.error is not None and bytes(chunk.error) != b"null":
+        seen.error = "the provider reported an error"
+    return seen
+
+
+def _read_choice(choice: _Choice, seen: Seen) -> None:
+    if choice.finish_reason is not None:
+        seen.finish = True
+    delta = choice.delta or choice.message
+    if delta is None:
+        return
+    if delta.content:
+        seen.pieces.append(Piece((choice.index, "content"), delta.content))
+        if choice.index == 0:
+            seen.content += delta.content
+    if delta.refusal:
+        seen.pieces.append(Piece((choice.index, "refusal"), delta.refusal))
+    if delta.reasoning_content:
+        seen.pieces.append(Piece((choice.index, "reasoning"), delta.reasoning_content))
+    for call in delta.tool_calls or ():
+        if call.function is not None:
+            text = (call.function.name or "") + (call.function.arguments or "")
+            if text:
+                seen.pieces.append(Piece((choice.index, f"tool {call.index or 0}"), text))
+
+
+def _reported(usage: _Usage) -> Reported:
+    inputs, outputs = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Reported(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cached_tokens=(inputs.cached_tokens or 0) if inputs else 0,
+        reasoning_tokens=(outputs.reasoning_tokens or 0) if outputs else 0,
+    )
+
+
+def prompt_of(body: dict[str, Any]) -> Prompt:
+    """The countable input of a request body.
+
+    Source of the overhead: OpenAI cookbook, "How to count tokens with tiktoken": 3 for each message,
+    1 more for a name, 3 to prime the reply.
+    """
+    texts: list[str] = []
+    overhead, countable = 3, not body.get("tools") and not body.get("functions")
+    for message in body["messages"]:
+        overhead += 3 + (1 if message.get("name") else 0)
+        texts += [text for key in ("role", "name") if isinstance(text := message.get(key), str)]
+        content = message.get("content")
+        if isinstance(content, str):
+            texts.append(content)
+        elif isinstance(content, list):
+            for part in content:
+                text = part.get("text") if isinstance(part, dict) else None
+                if isinstance(text, str):
+                    texts.append(text)
+                else:
+                    countable = False
+        if message.get("tool_calls"):
+            countable = False
+    return Prompt(texts, overhead, countable)
+
+
+def error_object(failure: Failure) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {
+        "message": failure.message,
+        "type": failure.type,
+        "param": failure.param,
+        "code": failure.code,
+    }
+
+
+class ChatWriter:
+    """Bytes pass through as they are, but for a usage chunk that the client did not ask for."""
+
+    name = NAME
+
+    def __init__(self, *, include_usage: bool) -> None:
+        self._include_usage = include_usage
+
+    def event(self, event: Event, seen: Seen) -> bytes:
+        """The upstream's own bytes."""
+        if seen.usage_only and not self._include_usage:
+            return b""
+        return event.raw
+
+    def end(self, terminal: Event | None) -> bytes:
+        """`data: [DONE]`, the upstream's own bytes where it sent one."""
+        return DONE if terminal is None else terminal.raw
+
+    def error(self, failure: Failure) -> bytes:
+        """A chunk that SDKs raise on and hand-written parsers stop at (OpenRouter's form)."""
+        return data_event(
+            msgspec.json.encode(
+                {
+                    "id": "",
+                    "object": "chat.completion.chunk",
+                    "created": 0,
+                    "model": "",
+                    "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}],
+                    "error": error_object(failure),
+                }
+            )
+        )

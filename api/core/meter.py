@@ -1,0 +1,123 @@
+"""What one stream used so far: the provider's word where it gave it, the text it sent where it did not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from api.core.text import RunningText, safe_cut
+from api.core.usage import Certainty, Source, Usage, encoding_of
+
+if TYPE_CHECKING:
+    from api.core.dialects import Prompt, Seen
+    from api.core.usage import Reported
+
+
+class Snapshot(NamedTuple):
+    """The texts of one meter at one moment, to be counted elsewhere and folded back."""
+
+    generation: int
+    texts: list[str]
+
+
+class Meter:
+    """Fed with every event of a stream; holds what is needed to bill it.
+
+    Text is kept per channel (choice, content or tool call), because tokens join across events of one
+    channel and not across channels. `snapshot`, a tokeniser, and `fold` turn it into numbers.
+    """
+
+    __slots__ = (
+        "_channels",
+        "_generation",
+        "_input_tokens",
+        "_output_tokens",
+        "_text_since_report",
+        "finished",
+        "model",
+        "prompt",
+        "reported",
+    )
+
+    def __init__(self, model: str, prompt: Prompt) -> None:
+        self.model = model  # what the provider says it answered with, once it does
+        self.prompt = prompt
+        self.reported: Reported | None = None
+        self.finished = False
+        self._channels: dict[tuple[int, str], RunningText] = {}
+        self._generation = 0
+        self._input_tokens: int | None = None
+        self._output_tokens = 0
+        self._text_since_report = False
+
+    def see(self, seen: Seen) -> None:
+        """Take note of one upstream event."""
+        for channel, text in seen.pieces:
+            running = self._channels.get(channel)
+            if running is None:
+                running = self._channels[channel] = RunningText()
+            running.add(text)
+            self._text_since_report = True
+        if seen.usage is not None:
+            self.reported = seen.usage
+            self._text_since_report = False
+        if seen.model:
+            self.model = seen.model
+        if seen.finish or seen.terminal:
+            self.finished = True
+
+    def needs_counting(self) -> bool:
+        """Whether the numbers must come from the text: no report, or text that came after the last one."""
+        return self.reported is None or (self._text_since_report and not self.finished)
+
+    def snapshot(self) -> Snapshot:
+        """What `fold` wants the token counts of: each channel's text up to a safe cut, and the rest.
+
+        The first time also the prompt's texts.
+        """
+        texts = [] if self._input_tokens is not None else list(self.prompt.texts)
+        for running in self._channels.values():
+            tail = running.tail()
+            cut = safe_cut(tail)
+            texts += [tail[:cut], tail[cut:]]
+        return Snapshot(self._generation, texts)
+
+    def fold(self, snapshot: Snapshot, counts: list[int]) -> bool:
+        """Take the counts of a snapshot. False, and nothing taken, if another fold came in between.
+
+        Text that was seen since the snapshot is not in `output_tokens` yet.
+        """
+        if snapshot.generation != self._generation:
+            return False
+        self._generation += 1
+        position = 0
+        if self._input_tokens is None:
+            position = len(self.prompt.texts)
+            self._input_tokens = sum(counts[:position]) + self.prompt.overhead_tokens
+        output = 0
+        for running in self._channels.values():
+            if position >= len(counts):  # a channel that opened while the others were counted
+                break
+            running.fold(len(snapshot.texts[position]), counts[position])
+            output += running.folded_tokens + counts[position + 1]
+            position += 2
+        self._output_tokens = output
+        return True
+
+    def usage(self) -> Usage:
+        """What the ledger is told: the report, or what the last `fold` knew.
+
+        A report that came before the end (vLLM's continuous usage) makes an early stop exact.
+        """
+        if self.reported is not None and not self.needs_counting():
+            return Usage.of_report(self.reported)
+        encoding, known = encoding_of(self.model)
+        exact = known and self.finished and self.prompt.countable
+        return Usage(
+            input_tokens=self._input_tokens or 0,
+            output_tokens=self._output_tokens,
+            cached_tokens=0,
+            reasoning_tokens=0,
+            source=Source.COUNTED,
+            certainty=Certainty.EXACT if exact else Certainty.AT_LEAST,
+            tokenizer=encoding if known else f"{encoding}:assumed",
+        )

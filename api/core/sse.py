@@ -1,0 +1,89 @@
+"""Server-sent events, framed from bytes.
+
+Source: HTML Living Standard, 9.2.6 "Interpreting an event stream". A line ends in LF, CR or CRLF and in
+nothing else: U+2028, U+0085 and the form feed are text. A blank line ends an event. Everything is linear
+in the bytes fed, and bounded: an event that grows over `max_event_bytes` raises EventTooLarge.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+HEARTBEAT = b": keep-alive\n"
+"""One newline only: `: x\\n\\n` makes openai-go before 3.43 abort (maximhq/bifrost#5874)."""
+
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class EventTooLarge(ValueError):  # noqa: N818 - reads as what happened
+    """The other side sent an event over the bound."""
+
+
+class Event(NamedTuple):
+    """One event: its bytes as they came, blank line included, and what they mean."""
+
+    raw: bytes
+    name: bytes
+    data: bytes
+
+
+class Framer:
+    """Bytes in, whole events out. `pending` is True in the middle of an event."""
+
+    __slots__ = ("_after_cr", "_buffer", "_max_event_bytes", "_scanned")
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._buffer = b""
+        self._scanned = 0
+        self._after_cr = False
+        self._max_event_bytes = max_event_bytes
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes of an unfinished event are held back."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Events completed by `data`, in order. Raises EventTooLarge."""
+        if self._after_cr and data[:1] == b"\n":
+            data = data[1:]  # the LF of a CRLF that was torn apart; the CR has already ended the event
+        if data:
+            self._after_cr = False
+        buffer = self._buffer + data if self._buffer else data
+        events: list[Event] = []
+        start = 0
+        for match in _BLANK_LINE.finditer(buffer, max(0, self._scanned - 3)):
+            events.append(parse(buffer[start : match.end()]))
+            start = match.end()
+        self._buffer = buffer[start:]
+        self._scanned = len(self._buffer)
+        if events and not self._buffer:
+            self._after_cr = buffer.endswith(b"\r")
+        if len(self._buffer) > self._max_event_bytes:
+            raise EventTooLarge(f"an event of more than {self._max_event_bytes} bytes")
+        return events
+
+
+def parse(raw: bytes) -> Event:
+    """The meaning of one event's bytes. `data` is b"" where the event has no data line."""
+    if raw.startswith(b"data: "):
+        line = raw.rstrip(b"\r\n")
+        if b"\n" not in line and b"\r" not in line:
+            return Event(raw, b"", line[6:])
+    name = b""
+    data: list[bytes] = []
+    for line in _LINE_END.split(raw.removeprefix(b"\xef\xbb\xbf")):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+    return Event(raw, name, b"\n".join(data))
+
+
+def data_event(payload: bytes) -> bytes:
+    """An event with one data line; `payload` must hold no line end (JSON never does)."""
+    return b"data: " + payload + b"\n\n"

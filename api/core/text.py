@@ -1,0 +1,58 @@
+"""Text that is received in pieces and counted in tokens, without counting it all again each second.
+
+Tokens may not be counted piece by piece: "to" + "ken" are two tokens apart and one together. But the
+o200k and cl100k pre-tokenisers never let one token span the gap between a letter or digit and a space,
+line end or full stop that follows it (only letters, marks, digits and an apostrophe continue a word). So
+everything up to such a gap can be counted once and forgotten, and the sum equals the count of the whole.
+`tests/core/test_text.py` holds this against the tokeniser itself.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Old, stable blocks only: whether a newer code point is a letter depends on whose Unicode table one asks.
+_WORD = "A-Za-z0-9\u0410-\u044f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+_GAP = re.compile(rf"[{_WORD}](?=[ \n.,;:!?\u3002\u3001\uff0c])")
+
+
+def safe_cut(text: str) -> int:
+    """Index of the last gap at which `text` may be cut for counting; 0 where there is none."""
+    # Looking from the end in growing windows keeps this cheap for ordinary text.
+    window = 64
+    while True:
+        start = max(0, len(text) - window)
+        last = None
+        for last in _GAP.finditer(text, start):  # noqa: B007 - the last match is what we are after
+            pass
+        if last is not None:
+            return last.end()
+        if start == 0:
+            return 0
+        window *= 8
+
+
+class RunningText:
+    """One text that grows. What has been counted is folded into a number, so memory stays bounded."""
+
+    __slots__ = ("_pieces", "folded_tokens")
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self.folded_tokens = 0
+
+    def add(self, piece: str) -> None:
+        """Append a piece as it arrived."""
+        self._pieces.append(piece)
+
+    def tail(self) -> str:
+        """The text that is not folded yet."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
+    def fold(self, characters: int, tokens: int) -> None:
+        """The first `characters` of the tail, which end at a safe cut, are `tokens` tokens."""
+        tail = self.tail()
+        self._pieces = [tail[characters:]] if characters < len(tail) else []
+        self.folded_tokens += tokens

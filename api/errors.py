@@ -1,0 +1,164 @@
+"""One table: exception -> status, type, code, text, headers. The same row serves JSON and every dialect.
+
+Public text and internal text are two things: only a row's text, or the text of an exception whose row says
+that its text is public, reaches a caller. An exception without a row is a 500 that says nothing of itself;
+`tests/guards` finds any exception of ours that lacks one. A 429 and a 503 always carry Retry-After.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.exceptions import HTTPException
+
+from api.core.dialects import Failure
+from api.core.dialects.openai_chat import error_object
+from api.core.sse import EventTooLarge
+from api.ports import (
+    LedgerUnavailable,
+    LimiterUnavailable,
+    NoSuchTenant,
+    StreamsExhausted,
+    UpstreamFailed,
+)
+from auth.principal import NotAllowed, NotAuthenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from api.core.booking import Happening
+
+
+class BadRequest(Exception):  # noqa: N818 - reads as what happened
+    """The request cannot be understood; `param` names the field."""
+
+    def __init__(self, message: str, param: str | None = None, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+
+
+class NotFound(Exception):  # noqa: N818
+    """No such thing, or not the caller's."""
+
+
+class Conflict(Exception):  # noqa: N818
+    """It exists already, or its state forbids this."""
+
+
+class TooManyAttempts(Exception):  # noqa: N818
+    """A throttled route was called too often."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__("Too many attempts. Wait, then try again.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Draining(Exception):  # noqa: N818
+    """The worker is shutting down and takes no new streams."""
+
+
+class Cut(Exception):  # noqa: N818
+    """The gate ended a stream; `cause` says why."""
+
+    def __init__(self, cause: Happening) -> None:
+        super().__init__(CUTS[cause])
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`text` None means that the exception's own text is public."""
+
+    status: int
+    type: str
+    code: str | None
+    text: str | None = None
+
+
+_INVALID = "invalid_request_error"
+_SERVER = "server_error"
+
+CUTS: Mapping[str, str] = {
+    "deadline": "The stream took longer than this gateway allows.",
+    "slow_reader": "The client did not read the stream for too long.",
+    "lease_lost": "The stream's slot was lost while the worker was not responding.",
+    "drain": "The gateway is restarting. Send the request again.",
+}
+
+ROWS: Mapping[type[Exception], Row] = {
+    NotAuthenticated: Row(401, _INVALID, "invalid_api_key"),
+    NotAllowed: Row(403, "permission_error", "insufficient_scope"),
+    BadRequest: Row(400, _INVALID, "invalid_request"),
+    NotFound: Row(404, _INVALID, "not_found"),
+    NoSuchTenant: Row(404, _INVALID, "not_found"),
+    Conflict: Row(409, _INVALID, "conflict"),
+    StreamsExhausted: Row(429, "rate_limit_error", "rate_limit_exceeded"),
+    TooManyAttempts: Row(429, "rate_limit_error", "rate_limit_exceeded"),
+    LimiterUnavailable: Row(503, _SERVER, "limiter_unavailable", "Admission is not possible right now."),
+    LedgerUnavailable: Row(503, _SERVER, "ledger_unavailable", "Usage cannot be recorded right now."),
+    Draining: Row(503, _SERVER, "shutting_down", "The gateway is restarting. Send the request again."),
+    UpstreamFailed: Row(502, _SERVER, "upstream_failed"),
+    EventTooLarge: Row(502, _SERVER, "upstream_failed", "The provider sent an event that is too large."),
+    Cut: Row(503, _SERVER, "stream_cut"),
+}
+
+_UNKNOWN = Row(500, _SERVER, "internal_error", "The gateway failed. The request id helps to find out why.")
+
+
+def failure_of(error: Exception) -> Failure:
+    """What a caller is told of an error."""
+    if isinstance(error, HTTPException):  # of the framework: no such route, wrong method
+        return _of_framework(error)
+    row = ROWS.get(type(error), _UNKNOWN)
+    if isinstance(error, UpstreamFailed):
+        return _of_upstream(error, row)
+    status, code, param, headers = row.status, row.code or "", None, {}
+    if isinstance(error, BadRequest):
+        status, param = error.status, error.param
+        code = "request_too_large" if status == 413 else code  # noqa: PLR2004 - HTTP
+    elif isinstance(error, Cut):
+        code = error.cause
+        status = 504 if error.cause == "deadline" else status
+    elif isinstance(error, NotAuthenticated):
+        headers = {"www-authenticate": "Bearer"}
+    if status in {429, 503}:
+        headers = {"retry-after": str(getattr(error, "retry_after_seconds", 1))}
+    return Failure(status, row.type, code, row.text or str(error), param, headers)
+
+
+def _of_upstream(error: UpstreamFailed, row: Row) -> Failure:
+    if error.body and error.status is not None:  # the provider blames the request: its own words
+        param, code = error.body.get("param"), error.body.get("code")
+        return Failure(
+            status=error.status,
+            type=str(error.body.get("type") or _INVALID),
+            code=str(code or ("model_not_found" if error.status == 404 else "invalid_request")),  # noqa: PLR2004
+            message=str(error.body.get("message") or error),
+            param=param if isinstance(param, str) else None,
+        )
+    if error.status == 429:  # noqa: PLR2004 - HTTP
+        text = "The provider is at its rate limit. Retry later."
+        headers = {"retry-after": _seconds(error.retry_after)}
+        return Failure(429, "rate_limit_error", "upstream_rate_limited", text, headers=headers)
+    if error.timed_out:
+        return Failure(504, row.type, "upstream_timeout", str(error))
+    return Failure(row.status, row.type, row.code or "", str(error))
+
+
+def _seconds(retry_after: str | None) -> str:
+    """The provider's Retry-After if it is a plain number of seconds, else one second."""
+    return retry_after if retry_after and retry_after.isascii() and retry_after.isdigit() else "1"
+
+
+def _of_framework(error: HTTPException) -> Failure:
+    text = {404: "No such route.", 405: "This route does not take that method."}.get(error.status_code)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return Failure(error.status_code, _INVALID, code, text or "The request cannot be understood.")
+
+
+def json_error(failure: Failure) -> bytes:
+    """The JSON body of an error, in OpenAI's shape."""
+    return msgspec.json.encode({"error": error_object(failure)})

@@ -1,0 +1,123 @@
+"""The relay: events from the upstream to the client, counted on the way.
+
+The commit point is the first event (or the first heartbeat): status 200 and the SSE headers go out then,
+and an error after it is an event of the stream. One send for all events of one read. A client that does
+not read stops its own upstream and nothing else (P8): while a send waits, nothing is read, and what is
+held is one read of the upstream. The terminal event is not sent here: it waits for settlement.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from api.core.booking import Happening
+from api.core.dialects.openai_chat import read, read_object
+from api.core.sse import HEARTBEAT, Framer
+from api.flow.book import booked
+from api.ports import UpstreamFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from api.core.dialects import Writer
+    from api.core.sse import Event
+    from api.flow.gate import Gate
+    from api.flow.stream import Stream
+
+SSE_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+async def relay(gate: Gate, stream: Stream, writer: Writer) -> None:
+    """Relay up to the terminal event. Raises UpstreamFailed, EventTooLarge, LedgerUnavailable."""
+    assert stream.answer is not None  # noqa: S101 - `call` came before
+    framer = Framer(gate.policy.max_event_bytes)
+    while stream.terminal is None:
+        data = await stream.answer.read()
+        # A last event without its blank line still counts: not all servers are careful.
+        events = framer.feed(data) if data else framer.feed(b"\n\n" if framer.pending else b"")
+        out, broken = _take(gate, stream, writer, events)
+        if out:
+            await deliver(gate, stream, out)
+        if broken:
+            raise UpstreamFailed("The provider reported an error in the middle of its answer.")
+        if not data:
+            break
+    if stream.terminal is None:
+        # Some servers leave `[DONE]` out; the end is an end all the same if the model said that it finished.
+        if not stream.order.meter.finished:
+            raise UpstreamFailed("The provider ended its answer in the middle.")
+        stream.account.happen(Happening.TERMINAL)
+    await booked(gate, stream)
+    await stream.answer.finish()
+
+
+def _take(gate: Gate, stream: Stream, writer: Writer, events: Iterable[Event]) -> tuple[bytes, bool]:
+    """Count the events of one read and translate them, up to the terminal one or an error (then True)."""
+    out: list[bytes] = []
+    for event in events:
+        seen = read(event)
+        if seen.error is not None:
+            return b"".join(out), True
+        stream.order.meter.see(seen)
+        if seen.terminal:
+            stream.terminal = event
+            stream.account.happen(Happening.TERMINAL)
+            break
+        if seen.pieces and stream.first_token_at is None:
+            stream.first_token_at = gate.clock.monotonic()
+        out.append(writer.event(event, seen))
+    return b"".join(out), False
+
+
+async def deliver(gate: Gate, stream: Stream, data: bytes) -> None:
+    """Send bytes of the stream; the first ones only once the booking is durable, with the headers."""
+    if stream.beat is not None:
+        await stream.beat
+    await _send(gate, stream, data)
+
+
+async def heartbeat(gate: Gate, stream: Stream) -> None:
+    """A comment between events, so that nobody on the way takes silence for death. `deliver` waits for it."""
+    try:
+        await _send(gate, stream, HEARTBEAT)
+    finally:
+        stream.beat = None
+
+
+async def _send(gate: Gate, stream: Stream, data: bytes) -> None:
+    stream.sending_since = gate.clock.monotonic()
+    try:
+        if not stream.headers_sent:
+            await booked(gate, stream)
+            stream.account.happen(Happening.FIRST_EVENT)
+            await send_headers(stream)
+        await stream.send({"type": "http.response.body", "body": data, "more_body": True})
+    finally:
+        stream.sending_since = None
+    stream.sent_at = gate.clock.monotonic()
+
+
+async def send_headers(stream: Stream) -> None:
+    """The commit point."""
+    stream.headers_sent = True
+    await stream.send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+
+
+async def collect(gate: Gate, stream: Stream) -> None:
+    """The answer of a request that did not ask for a stream: read whole, bounded, and counted."""
+    assert stream.answer is not None  # noqa: S101 - `call` came before
+    parts, size = [], 0
+    while data := await stream.answer.read():
+        size += len(data)
+        if size > gate.policy.max_answer_bytes:
+            raise UpstreamFailed("The provider's answer is too large.")
+        parts.append(data)
+    stream.whole = b"".join(parts)
+    stream.order.meter.see(read_object(stream.whole))
+    stream.first_token_at = gate.clock.monotonic()
+    await booked(gate, stream)
+    stream.account.happen(Happening.TERMINAL)

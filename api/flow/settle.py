@@ -1,0 +1,75 @@
+"""Settlement: the booking becomes its usage event, then the slot is given back; only then the stream ends.
+
+Runs once for each booking, in a task that nobody cancels, and is bounded in time: if the database does not
+take the event within `settle_seconds` the stream ends anyway, and the ledger goes on trying.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from api.core.booking import Happening
+from api.core.usage import NOTHING, encoding_of
+from api.ports import LedgerUnavailable, UsageEvent
+
+if TYPE_CHECKING:
+    from api.core.usage import Usage
+    from api.flow.gate import Gate
+    from api.flow.stream import Stream
+
+log = logging.getLogger("sluicegate.settle")
+
+
+async def settle(gate: Gate, stream: Stream) -> None:
+    """Book out `stream`, whose ending is decided."""
+    if stream.booking is not None:
+        await _write(gate, stream)
+    assert stream.permit is not None  # noqa: S101 - admitted
+    await gate.limiter.release(stream.permit)
+
+
+async def _write(gate: Gate, stream: Stream) -> None:
+    account = stream.account
+    assert stream.booking is not None  # noqa: S101 - the caller looked
+    assert account.ended is not None  # noqa: S101 - the ending is decided
+    assert account.cause is not None  # noqa: S101 - the same
+    ended = gate.clock.monotonic()
+    first = stream.first_token_at
+    event = UsageEvent(
+        booking=stream.booking,
+        answered_model=stream.order.meter.model,
+        usage=await measure(gate, stream),
+        ended=account.ended,
+        cause=account.cause,
+        first_token_ms=None if first is None else _ms(first - stream.started_at),
+        duration_ms=_ms(ended - stream.started_at),
+        ended_at=gate.clock.now(),
+    )
+    written = gate.ledger.settle(event)
+    done, _ = await asyncio.wait([written], timeout=gate.policy.settle_seconds)
+    if not done:
+        log.warning("booking %s waits for the database to be settled", stream.booking.id)
+    elif isinstance(written.exception(), LedgerUnavailable):
+        log.error("booking %s could not be settled", stream.booking.id)
+    account.happen(Happening.SETTLED)
+
+
+async def measure(gate: Gate, stream: Stream) -> Usage:
+    """What the stream used: the provider's word, else an exact count of what was received.
+
+    A provider that refused the request, or never got it, used nothing.
+    """
+    if not stream.called or stream.account.cause is Happening.UPSTREAM_REFUSED:
+        return NOTHING
+    meter = stream.order.meter
+    while meter.needs_counting():
+        snapshot = meter.snapshot()
+        if meter.fold(snapshot, await gate.tokenizer.count(snapshot.texts, encoding_of(meter.model)[0])):
+            break  # else a checkpoint was counted in between: take what is new
+    return meter.usage()
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

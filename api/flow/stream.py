@@ -1,0 +1,130 @@
+"""A live stream: what the steps share, and the one way to end it early.
+
+`cut` may be called at any moment by anything that runs on the loop: the watcher when the client leaves,
+the tick when a send stalls, the drain at shutdown. The first happening wins (api.core.booking).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from api.core.booking import Account, Happening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Send
+
+    from api.core.dialects import Writer
+    from api.core.meter import Meter
+    from api.core.sse import Event
+    from api.ports import Booking, Permit, UpstreamAnswer
+    from auth.principal import Principal
+
+
+class Order:
+    """What was asked for: the upstream's request body, and how to write the answer.
+
+    `writer` is None where the client wants one JSON object and no stream.
+    """
+
+    __slots__ = ("body", "dialect", "meter", "request_id", "writer")
+
+    def __init__(
+        self, *, request_id: str, dialect: str, body: dict[str, Any], meter: Meter, writer: Writer | None
+    ) -> None:
+        self.request_id = request_id
+        self.dialect = dialect
+        self.body = body
+        self.meter = meter
+        self.writer = writer
+
+
+class Stream:
+    """One request that is being answered. Times are the Clock's monotonic seconds."""
+
+    __slots__ = (
+        "_scope",
+        "abort",
+        "account",
+        "answer",
+        "beat",
+        "booked",
+        "booking",
+        "called",
+        "caller",
+        "checkpointed_tokens",
+        "client_left",
+        "cut_by",
+        "failure",
+        "first_token_at",
+        "headers_sent",
+        "order",
+        "permit",
+        "send",
+        "sending_since",
+        "sent_at",
+        "started_at",
+        "terminal",
+        "whole",
+    )
+
+    def __init__(
+        self, order: Order, caller: Principal, send: Send, abort: Callable[[], None], now: float
+    ) -> None:
+        self.order = order
+        self.caller = caller
+        self.send = send
+        self.abort = abort  # breaks the client's connection
+        self.account = Account()
+        self.permit: Permit | None = None
+        self.booking: Booking | None = None
+        self.booked: asyncio.Future[None] | None = None
+        self.called = False  # the upstream has, or may have, got the request
+        self.answer: UpstreamAnswer | None = None
+        self.failure: Exception | None = None  # what the client is told, where it is no success
+        self.client_left = False
+        self.cut_by: Happening | None = None  # who gave it up first, which may be too late for the ledger
+        self.started_at = now
+        self.first_token_at: float | None = None
+        self.headers_sent = False
+        self.sent_at = now  # when the client last got bytes
+        self.sending_since: float | None = None  # a send is under way since
+        self.beat: asyncio.Task[None] | None = None  # a heartbeat is under way
+        self.checkpointed_tokens = -1
+        self.terminal: Event | None = None
+        self.whole = b""  # the answer of a request without streaming
+        self._scope: asyncio.Timeout | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether nothing has ended it yet."""
+        return self.account.cause is None
+
+    def cut(self, cause: Happening, failure: Exception | None = None) -> None:
+        """End the stream: whatever its task waits for inside `cuttable` is given up at once.
+
+        Also where the ending is already decided: a client that leaves while the last bytes are on their
+        way must not hold them, although the stream counts as finished.
+        """
+        self.account.happen(cause)
+        self.cut_by = self.cut_by or cause
+        self.client_left = self.client_left or cause is Happening.CLIENT_LEFT
+        self.failure = self.failure or failure
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def cuttable(self, deadline_seconds: float) -> asyncio.Timeout:
+        """The scope that `cut` gives up, and the deadline too; it raises TimeoutError then."""
+        self._scope = asyncio.timeout(deadline_seconds)
+        return self._scope
+
+    @property
+    def given_up(self) -> bool:
+        """Whether a TimeoutError came from `cut` or the deadline."""
+        return self._scope is not None and self._scope.expired()
+
+    def uncuttable(self) -> None:
+        """The scope is left: from here on `cut` changes nothing that runs."""
+        self._scope = None

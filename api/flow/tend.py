@@ -1,0 +1,98 @@
+"""Once a second, for all live streams of a worker: leases, stalls, heartbeats, checkpoints.
+
+One Redis round trip, one thread hop for counting and one group of rows, however many
+streams there are; a stream pays nothing per chunk for any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from api.core.booking import Happening
+from api.core.usage import encoding_of
+from api.flow.relay import heartbeat
+from api.ports import Checkpoint, LimiterUnavailable
+
+if TYPE_CHECKING:
+    from api.core.meter import Snapshot
+    from api.flow.gate import Gate
+    from api.flow.stream import Stream
+
+log = logging.getLogger("sluicegate.tend")
+
+
+async def tend(gate: Gate) -> None:
+    """Tick until cancelled. A tick that fails is logged, and the next one comes."""
+    while True:
+        await asyncio.sleep(gate.policy.tick_seconds)
+        try:
+            await tick(gate)
+        except Exception:
+            log.exception("a tick failed")
+
+
+async def tick(gate: Gate) -> None:
+    """One round over the live streams."""
+    streams = list(gate.live.values())
+    if not streams:
+        return
+    now = gate.clock.monotonic()
+    for stream in streams:
+        _look(gate, stream, now)
+    await _renew(gate)
+    await _checkpoint(gate, [stream for stream in streams if stream.live and stream.called])
+
+
+def _look(gate: Gate, stream: Stream, now: float) -> None:
+    if stream.sending_since is not None:
+        if now - stream.sending_since > gate.policy.send_seconds:
+            stream.cut(Happening.SLOW_READER)
+    elif (
+        stream.order.writer is not None
+        and stream.live
+        and stream.booked is not None
+        and stream.beat is None
+        and now - stream.sent_at >= gate.policy.heartbeat_seconds
+    ):
+        stream.beat = gate.chores.start(heartbeat(gate, stream), name="heartbeat")
+
+
+async def _renew(gate: Gate) -> None:
+    permits = {key: stream.permit for key, stream in gate.live.items() if stream.permit is not None}
+    caps = {
+        stream.permit.tenant_id: stream.caller.max_streams for stream in gate.live.values() if stream.permit
+    }
+    try:
+        lost = await gate.limiter.renew(permits, caps)
+    except LimiterUnavailable as error:
+        log.warning("%d leases could not be renewed: %s", len(permits), error)
+        return
+    for permit_id in lost:
+        stream = gate.live.get(permit_id)
+        if stream is not None:
+            stream.cut(Happening.LEASE_LOST)
+
+
+async def _checkpoint(gate: Gate, streams: list[Stream]) -> None:
+    by_encoding: dict[str, list[tuple[Stream, Snapshot]]] = {}
+    for stream in streams:
+        meter = stream.order.meter
+        if meter.needs_counting():
+            entry = (stream, meter.snapshot())
+            by_encoding.setdefault(encoding_of(meter.model)[0], []).append(entry)
+    for encoding, entries in by_encoding.items():
+        counts = await gate.tokenizer.count([text for _, shot in entries for text in shot.texts], encoding)
+        position = 0
+        for stream, snapshot in entries:
+            stream.order.meter.fold(snapshot, counts[position : position + len(snapshot.texts)])
+            position += len(snapshot.texts)
+    now, checkpoints = gate.clock.now(), []
+    for stream in streams:
+        usage = stream.order.meter.usage()
+        if stream.live and stream.booking and usage.output_tokens != stream.checkpointed_tokens:
+            stream.checkpointed_tokens = usage.output_tokens
+            checkpoints.append(Checkpoint(stream.booking.id, usage.input_tokens, usage.output_tokens, now))
+    if checkpoints:
+        gate.ledger.checkpoint(checkpoints)

@@ -1,0 +1,170 @@
+"""The Response that walks a request through the flow and owns its ending, whoever gives up first.
+
+Why not a generator: a generator's `finally` runs inside a cancellation, or never, or after the pools are
+closed. Here one task, which nobody cancels, admits, books, calls, relays and settles in plain order; the
+request's own task only watches for the client to leave. Shutdown waits for the first (`Gate.drained`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from api.core.booking import Happening
+from api.core.sse import EventTooLarge
+from api.edge import send_failure
+from api.errors import Cut, Draining, failure_of
+from api.flow.admit import admit
+from api.flow.book import book
+from api.flow.call import call
+from api.flow.relay import collect, relay, send_headers
+from api.flow.settle import settle
+from api.flow.stream import Stream
+from api.ports import LedgerUnavailable, UpstreamFailed
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from api.flow.gate import Gate
+    from api.flow.stream import Order
+    from auth.principal import Principal
+
+log = logging.getLogger("sluicegate.walk")
+
+_FAREWELL_SECONDS = 5.0
+"""How long the last bytes may take; a client that does not read them is broken off."""
+
+
+class Walk(Response):
+    """The answer to a metered request, streamed or whole."""
+
+    def __init__(self, gate: Gate, caller: Principal, order: Order) -> None:
+        super().__init__()
+        self._gate = gate
+        self._caller = caller
+        self._order = order
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; returns when the stream is settled and its last byte is out, or nobody wants it."""
+        abort = scope["state"]["abort"]
+        stream = Stream(self._order, self._caller, send, abort, self._gate.clock.monotonic())
+        work = self._gate.walks.start(_walk(self._gate, stream), name=f"walk {self._order.request_id}")
+        try:
+            await _watch(stream, receive, work)
+            await asyncio.wait([work])
+        except asyncio.CancelledError:  # the server's own patience is over
+            stream.cut(Happening.DRAIN)
+            raise
+
+
+async def _watch(stream: Stream, receive: Receive, work: asyncio.Task[None]) -> None:
+    """Cut the stream when the client leaves; returns when it did, or when the work is done."""
+    loop = asyncio.get_running_loop()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as watching:
+
+            def stop(_: object) -> None:
+                with suppress(RuntimeError):  # the watch is over already
+                    watching.reschedule(loop.time())
+
+            work.add_done_callback(stop)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            stream.cut(Happening.CLIENT_LEFT)
+
+
+async def _walk(gate: Gate, stream: Stream) -> None:
+    try:
+        stream.permit = await admit(gate, stream.caller)
+    except Exception as error:  # noqa: BLE001 - the error table sorts them
+        stream.failure = error
+        await _farewell(gate, stream)
+        return
+    gate.live[stream.permit.id] = stream
+    try:
+        if gate.draining:  # since it was admitted
+            stream.failure = Draining()
+        elif stream.live:
+            await _serve(gate, stream)
+        await settle(gate, stream)
+    finally:
+        del gate.live[stream.permit.id]
+    await _farewell(gate, stream)
+
+
+async def _serve(gate: Gate, stream: Stream) -> None:
+    """Book, call, relay. Returns with the ending decided and the upstream's connection let go."""
+    try:
+        async with stream.cuttable(gate.policy.stream_seconds):
+            book(gate, stream)
+            await call(gate, stream)
+            if stream.order.writer is None:
+                await collect(gate, stream)
+            else:
+                await relay(gate, stream, stream.order.writer)
+    except Exception as error:  # noqa: BLE001 - sorted below
+        _decide(stream, error)
+    stream.uncuttable()
+    if stream.beat is not None:
+        stream.beat.cancel()
+        await asyncio.wait([stream.beat])
+    if stream.answer is not None:
+        await stream.answer.close()
+
+
+def _decide(stream: Stream, error: Exception) -> None:
+    """Say how the stream ended, from what broke it off."""
+    account = stream.account
+    if isinstance(error, TimeoutError) and stream.given_up:
+        cause = stream.cut_by or Happening.DEADLINE
+        account.happen(cause)  # changes nothing where `cut` has said it
+        if stream.failure is None and not stream.client_left:
+            stream.failure = Cut(cause)
+        return
+    stream.failure = error
+    if isinstance(error, UpstreamFailed | EventTooLarge):
+        refused = stream.answer is None
+        account.happen(Happening.UPSTREAM_REFUSED if refused else Happening.UPSTREAM_BROKE)
+    else:
+        if not isinstance(error, LedgerUnavailable):
+            log.error("request %s failed", stream.order.request_id, exc_info=error)
+        account.happen(Happening.GATE_FAILED)
+
+
+async def _farewell(gate: Gate, stream: Stream) -> None:
+    """The last bytes: terminal event, whole answer, error event or JSON error; or a broken connection."""
+    if stream.client_left:
+        return
+    try:
+        async with asyncio.timeout(min(_FAREWELL_SECONDS, gate.policy.send_seconds)):
+            await _last_bytes(stream)
+    except TimeoutError:
+        stream.abort()
+
+
+async def _last_bytes(stream: Stream) -> None:
+    writer, failure = stream.order.writer, stream.failure
+    if failure is not None and not stream.headers_sent:
+        await send_failure(stream.send, failure_of(failure))
+        return
+    if writer is None:
+        await _send_whole(stream)
+        return
+    if not stream.headers_sent:
+        await send_headers(stream)
+    last = writer.end(stream.terminal) if failure is None else writer.error(failure_of(failure))
+    await stream.send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def _send_whole(stream: Stream) -> None:
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(stream.whole)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    await stream.send({"type": "http.response.start", "status": 200, "headers": headers})
+    await stream.send({"type": "http.response.body", "body": stream.whole, "more_body": False})

@@ -1,0 +1,324 @@
+"""What the flow needs of the world, as Protocols; adapters fulfil them, and tests bring others.
+
+The refusals that ports can raise stand here too; `api.errors` has a row for each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from api.core.booking import Ended, Happening
+    from api.core.usage import Usage
+    from auth.principal import Scope, StoredKey
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+class StreamsExhausted(Exception):  # noqa: N818 - reads as what happened
+    """The tenant has as many live streams as it may have. `retry_after_seconds` is a hint."""
+
+    def __init__(self, cap: int, retry_after_seconds: int) -> None:
+        super().__init__(f"You have {cap} streams open, which is your limit. Retry when one has ended.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LimiterUnavailable(Exception):  # noqa: N818
+    """Redis did not answer in time; admission fails closed."""
+
+
+class LedgerUnavailable(Exception):  # noqa: N818
+    """The database did not take a booking; without one no token may be delivered (P1)."""
+
+
+class UpstreamFailed(Exception):  # noqa: N818
+    """The provider did not answer, broke off, or refused.
+
+    `status` is the provider's, None where it sent none. `body` is its error object where it blames the
+    request (and only then is it shown to the caller). `timed_out` tells a 504 from a 502.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        status: int | None = None,
+        body: Mapping[str, Any] | None = None,
+        retry_after: str | None = None,
+        timed_out: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.body = body or {}
+        self.retry_after = retry_after
+        self.timed_out = timed_out
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What admission granted: one slot of a tenant, as a lease that expires unless it is renewed."""
+
+    id: str
+    tenant_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """The row that says: this request is in flight. Times are UTC."""
+
+    id: str
+    request_id: str
+    tenant_id: str
+    key_id: str
+    end_user: str | None
+    dialect: str
+    model: str
+    upstream: str
+    worker: str
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The running count of a booking."""
+
+    booking_id: str
+    input_tokens: int
+    output_tokens: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent:
+    """The ledger's row for one booking. Appended once, never changed."""
+
+    booking: Booking
+    answered_model: str
+    usage: Usage
+    ended: Ended
+    cause: Happening
+    first_token_ms: int | None
+    duration_ms: int
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over a tenant's usage events."""
+
+    events: int
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A customer. `max_streams` is its cap on streams at one time."""
+
+    id: str
+    name: str
+    max_streams: int
+    active: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """What may be shown of an API key."""
+
+    id: str
+    tenant_id: str
+    name: str
+    scopes: tuple[Scope, ...]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+# --- ports ------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """The time. Nothing else may ask the machine for it."""
+
+    def now(self) -> datetime:
+        """UTC, with a time zone."""
+        ...
+
+    def unix(self) -> float:
+        """UTC seconds since 1970."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never jump; only differences mean something."""
+        ...
+
+
+class Limiter(Protocol):
+    """Caps on what a tenant may have at one time. Fails closed, with LimiterUnavailable, in bounded time."""
+
+    async def acquire(self, tenant_id: str, permit_id: str, max_streams: int) -> Permit:
+        """Take a slot. Raises StreamsExhausted or LimiterUnavailable."""
+        ...
+
+    async def renew(self, permits: Mapping[str, Permit], caps: Mapping[str, int]) -> set[str]:
+        """Renew the leases of all live streams of a worker in one round trip; `caps` by tenant.
+
+        Returns the ids of permits that are lost: their lease had run out and the slot is taken.
+        Raises LimiterUnavailable.
+        """
+        ...
+
+    async def release(self, permit: Permit) -> None:
+        """Give a slot back. A failure is logged and not raised: the lease runs out by itself."""
+        ...
+
+    async def live(self, tenant_id: str) -> int:
+        """How many slots of a tenant are taken."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises LimiterUnavailable."""
+        ...
+
+
+class Ledger(Protocol):
+    """The record. Writes of all streams of a worker are committed in groups."""
+
+    def book(self, booking: Booking) -> asyncio.Future[None]:
+        """Start writing a booking; the future is done once it is durable, or fails: LedgerUnavailable."""
+        ...
+
+    def settle(self, event: UsageEvent) -> asyncio.Future[None]:
+        """Start turning a booking into its usage event; retried until it is written, and idempotent."""
+        ...
+
+    def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Write running counts, some time soon. A later one replaces one that still waits."""
+        ...
+
+    async def totals(self, tenant_id: str) -> Totals:
+        """Sums over a tenant's events."""
+        ...
+
+    async def events(self, tenant_id: str, *, after: str | None, limit: int) -> list[UsageEvent]:
+        """A tenant's events by id, the next `limit` after the id `after`."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises LedgerUnavailable."""
+        ...
+
+
+class Accounts(Protocol):
+    """Tenants, their keys, and admins."""
+
+    async def find_key(self, key_id: str) -> StoredKey | None:
+        """What authentication needs to know of a key."""
+        ...
+
+    async def create_tenant(self, name: str, max_streams: int) -> Tenant:
+        """A new tenant."""
+        ...
+
+    async def tenants(self) -> list[Tenant]:
+        """All tenants, oldest first."""
+        ...
+
+    async def tenant(self, tenant_id: str) -> Tenant | None:
+        """One tenant."""
+        ...
+
+    async def issue_key(self, tenant_id: str, name: str, scopes: frozenset[Scope]) -> tuple[KeyInfo, str]:
+        """A new key and its text, which is shown this once. Raises NoSuchTenant."""
+        ...
+
+    async def keys(self, tenant_id: str) -> list[KeyInfo]:
+        """A tenant's keys, oldest first."""
+        ...
+
+    async def revoke_key(self, key_id: str) -> KeyInfo | None:
+        """Revoke a key; again is the same. None if there is no such key."""
+        ...
+
+    async def password_hash(self, email: str) -> str | None:
+        """The stored hash of an admin's password."""
+        ...
+
+    async def put_admin(self, email: str, password_hash: str) -> None:
+        """Create an admin, or change the password."""
+        ...
+
+
+class NoSuchTenant(Exception):  # noqa: N818
+    """No tenant has that id."""
+
+
+class UpstreamAnswer(Protocol):
+    """A provider's open answer: a body that is read in pieces."""
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end. Raises UpstreamFailed where the answer breaks off."""
+        ...
+
+    async def finish(self) -> None:
+        """After the terminal event: read to the end, in bounded time, so that the connection can be kept."""
+        ...
+
+    async def close(self) -> None:
+        """Give the connection back, or break it if the answer was not read to its end. Never raises."""
+        ...
+
+
+class Upstream(Protocol):
+    """A provider's endpoint that speaks OpenAI chat completions."""
+
+    name: str
+
+    async def open(self, body: dict[str, Any]) -> UpstreamAnswer:
+        """Send a request; returns when the status line says 200. Raises UpstreamFailed.
+
+        Cancelling it, also while the provider is silent, closes the connection.
+        """
+        ...
+
+    async def models(self) -> bytes:
+        """The JSON of OpenAI's model list. Raises UpstreamFailed."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Exact token counts, offline. Never runs on the event loop."""
+
+    async def count(self, texts: Sequence[str], encoding: str) -> list[int]:
+        """Tokens of each text. Lone surrogates count as U+FFFD."""
+        ...
+
+
+# --- what a request carries with it -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How streams are treated; all times in seconds."""
+
+    lease_seconds: float = 15.0
+    tick_seconds: float = 1.0
+    heartbeat_seconds: float = 15.0
+    stream_seconds: float = 600.0
+    send_seconds: float = 30.0
+    settle_seconds: float = 5.0
+    drain_seconds: float = 20.0
+    max_event_bytes: int = 4 << 20
+    max_answer_bytes: int = 64 << 20
+    default_model: str = "scripted"
+    default_max_streams: int = 20
+    worker: str = field(default="worker")

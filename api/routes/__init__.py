@@ -1,0 +1,1 @@
+"""Thin routes: parse, walk the flow, return."""

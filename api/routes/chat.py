@@ -1,0 +1,81 @@
+"""The metered routes: `/chat/stream` and `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from api.core.dialects import openai_chat, plain
+from api.core.dialects.openai_chat import ChatWriter, prompt_of
+from api.core.dialects.plain import PlainWriter
+from api.core.meter import Meter
+from api.deps import Caller, GateDep, RequestId
+from api.flow.stream import Order
+from api.flow.walk import Walk
+from api.routes.bodies import openapi_body, read_body
+from api.schema import ChatRequest, ErrorAnswer, PlainRequest
+
+router = APIRouter(tags=["chat"])
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "The request cannot be understood."},
+    401: {"model": ErrorAnswer, "description": "No credential, or none that holds."},
+    403: {"model": ErrorAnswer, "description": "The credential lacks the scope `chat`."},
+    404: {"model": ErrorAnswer, "description": "The provider knows no such model."},
+    413: {"model": ErrorAnswer, "description": "The body is too large."},
+    429: {"model": ErrorAnswer, "description": "A limit is reached; see Retry-After."},
+    502: {"model": ErrorAnswer, "description": "The provider failed before it answered."},
+    503: {"model": ErrorAnswer, "description": "Not possible right now; see Retry-After."},
+    504: {"model": ErrorAnswer, "description": "The provider did not answer in time."},
+}
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "Server-sent events."}
+}
+
+
+@router.post(
+    "/chat/stream",
+    summary="Stream plain tokens",
+    response_class=Response,
+    responses=_STREAM | _ERRORS,
+    openapi_extra=openapi_body(PlainRequest),
+)
+async def chat_stream(caller: Caller, gate: GateDep, request_id: RequestId, request: Request) -> Response:
+    r"""`data: {"token": "..."}` lines, then `data: [DONE]`.
+
+    An error in the middle is `data: {"error": "...", "code": "..."}`.
+    """
+    asked, _ = await read_body(request, PlainRequest)
+    model = asked.model or gate.policy.default_model
+    body = plain.chat_body(asked.prompt, model, asked.system, asked.max_tokens)
+    meter = Meter(model, prompt_of(body))
+    order = Order(request_id=request_id, dialect=plain.NAME, body=body, meter=meter, writer=PlainWriter())
+    return Walk(gate, caller, order)
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="OpenAI chat completions",
+    response_class=Response,
+    responses=_STREAM | _ERRORS,
+    openapi_extra=openapi_body(ChatRequest),
+)
+async def chat_completions(
+    caller: Caller, gate: GateDep, request_id: RequestId, request: Request
+) -> Response:
+    """As OpenAI's, streamed or not; fields that the gate does not know pass to the provider."""
+    asked, body = await read_body(request, ChatRequest)
+    writer = None
+    if asked.stream:
+        include_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        writer = ChatWriter(include_usage=include_usage)
+    meter = Meter(asked.model, prompt_of(body))
+    order = Order(request_id=request_id, dialect=openai_chat.NAME, body=body, meter=meter, writer=writer)
+    return Walk(gate, caller, order)
+
+
+@router.get("/v1/models", summary="The models that can be asked for", response_class=Response)
+async def models(_caller: Caller, gate: GateDep) -> Response:
+    """The provider's own list, in OpenAI's shape."""
+    return Response(await gate.upstream.models(), media_type="application/json")

@@ -1,0 +1,43 @@
+"""For operators and load balancers: is it alive, can it admit. Open, and says nothing about tenants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Response
+
+from api.deps import GateDep
+from api.ports import LedgerUnavailable, LimiterUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses={503: {"description": "Some part is not ready; the body says which."}})
+async def readyz(gate: GateDep, response: Response) -> dict[str, str]:
+    """Whether new streams can be admitted, and which part is in the way."""
+    parts = {
+        "ledger": await _state(gate.ledger.ping()),
+        "limiter": await _state(gate.limiter.ping()),
+        "gate": "draining" if gate.draining else "ok",
+    }
+    if set(parts.values()) != {"ok"}:
+        response.status_code = 503
+        response.headers["retry-after"] = "1"
+    return parts
+
+
+async def _state(ping: Awaitable[None]) -> str:
+    try:
+        await ping
+    except (LedgerUnavailable, LimiterUnavailable):
+        return "unavailable"
+    return "ok"

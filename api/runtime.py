@@ -1,0 +1,98 @@
+"""The composition root: chooses adapters, opens them, and closes them in reverse order.
+
+Order matters at the end: streams are settled first (the app's lifespan waits for that), then the ledger
+writes what it holds, and only then the pools close.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from api import demo
+from api.adapters import limiter_redis
+from api.adapters.accounts_sql import SqlAccounts
+from api.adapters.clock_system import SystemClock
+from api.adapters.database_sql import open_engine
+from api.adapters.ledger_sql import SqlLedger
+from api.adapters.limiter_redis import RedisLimiter
+from api.adapters.tokenizer_toktok import ToktokTokenizer
+from api.adapters.upstream_openai import OpenAIUpstream
+from api.adapters.upstream_scripted import ScriptedUpstream
+from api.flow.gate import Gate
+from api.flow.tend import tend
+from api.ports import Policy
+from auth.authenticator import Authenticator
+from auth.tokens import TokenSigner
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from api.deps import LifespanState
+    from api.ports import Tokenizer
+    from api.settings import Settings
+
+
+@asynccontextmanager
+async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
+    """Everything one worker needs, opened; closed again on the way out."""
+    async with AsyncExitStack() as stack:
+        clock = SystemClock()
+        engine = open_engine(settings.ledger_url)
+        stack.push_async_callback(engine.dispose)
+        redis = limiter_redis.connect(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        tokenizer = ToktokTokenizer()
+        upstream = _upstream(settings, tokenizer)
+        stack.push_async_callback(upstream.close)
+        ledger = SqlLedger(engine)
+        gate = Gate(
+            clock=clock,
+            limiter=RedisLimiter(redis, lease_seconds=settings.lease_seconds),
+            ledger=ledger,
+            upstream=upstream,
+            accounts=SqlAccounts(engine, clock),
+            tokenizer=tokenizer,
+            policy=policy_of(settings),
+        )
+        await tokenizer.count([""], "o200k_base")  # loads the ranks, before somebody waits for them
+        writing = gate.chores.start(ledger.run(), name="ledger")
+        tending = gate.chores.start(tend(gate), name="tend")
+        signer = TokenSigner(demo.secrets_of(settings).secret_key)
+        try:
+            yield {
+                "gate": gate,
+                "authenticator": Authenticator(gate.accounts, signer, clock),
+                "signer": signer,
+            }
+        finally:
+            tending.cancel()
+            await ledger.close()
+            await writing
+            await gate.chores.cancel()
+
+
+def _upstream(settings: Settings, tokenizer: Tokenizer) -> OpenAIUpstream | ScriptedUpstream:
+    if settings.scripted:
+        return ScriptedUpstream(tokenizer)
+    return OpenAIUpstream(
+        api_key=settings.openai_api_key.get_secret_value() or "none",  # the SDK wants one; vLLM does not
+        base_url=settings.openai_base_url or None,
+        silence_seconds=settings.upstream_silence_seconds,
+    )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """What the flow needs to know of the settings."""
+    return Policy(
+        lease_seconds=settings.lease_seconds,
+        tick_seconds=settings.tick_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        stream_seconds=settings.stream_seconds,
+        send_seconds=settings.send_seconds,
+        settle_seconds=settings.settle_seconds,
+        drain_seconds=settings.drain_seconds,
+        default_model=settings.model_or_default,
+        default_max_streams=settings.default_max_streams,
+        worker=settings.worker,
+    )

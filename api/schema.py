@@ -1,0 +1,206 @@
+"""Request and response models: what the OpenAPI page shows, and what bodies are checked against.
+
+`ChatRequest` names only the fields that the gate itself reads; everything else passes to the provider.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from auth.principal import Scope
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class PlainRequest(BaseModel):
+    """`POST /chat/stream`."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"prompt": "Why is the sky blue?"}}
+    )
+
+    prompt: Annotated[str, Field(min_length=1)]
+    model: ModelName | None = None
+    system: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("must not be blank")
+        return prompt
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's `stream_options`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    include_usage: bool = False
+
+
+class ChatMessage(BaseModel):
+    """OpenAI's message; content and whatever else it has pass through."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+
+
+class ChatRequest(BaseModel):
+    """`POST /v1/chat/completions`: OpenAI's body. Fields that are not named here pass through."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={
+            "example": {
+                "model": "gpt-4o-mini",
+                "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+                "stream": True,
+            }
+        },
+    )
+
+    model: ModelName
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class ErrorObject(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every error answer."""
+
+    error: ErrorObject
+
+
+class UsageTotals(BaseModel):
+    """Sums over a tenant's usage events."""
+
+    events: int
+    input_tokens: int
+    output_tokens: int
+
+
+class UsageEventOut(BaseModel):
+    """One usage event. Times are UTC; durations are milliseconds."""
+
+    id: str
+    request_id: str
+    tenant_id: str
+    key_id: str
+    end_user: str | None
+    dialect: str
+    model: str
+    answered_model: str
+    upstream: str
+    ended: str
+    cause: str
+    source: str
+    certainty: str
+    tokenizer: str | None
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    started_at: datetime
+    ended_at: datetime
+    first_token_ms: int | None
+    duration_ms: int
+
+
+class UsageEventPage(BaseModel):
+    """A page of events; `next` is the `after` of the next page, null on the last one."""
+
+    data: list[UsageEventOut]
+    next: str | None
+
+
+class TenantIn(BaseModel):
+    """A new tenant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    max_streams: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
+class TenantOut(BaseModel):
+    """A tenant."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    name: str
+    max_streams: int
+    active: bool
+    created_at: datetime
+
+
+class KeyIn(BaseModel):
+    """A new key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=200)] = "default"
+    scopes: Annotated[list[Scope], Field(min_length=1)] | None = None
+
+
+class KeyOut(BaseModel):
+    """What can be shown of a key."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    tenant_id: str
+    name: str
+    scopes: list[Scope]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class KeyIssued(KeyOut):
+    """A key just issued. `key` is shown this once."""
+
+    key: str
+
+
+class LoginIn(BaseModel):
+    """An admin's sign-in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    email: Annotated[str, Field(min_length=1, max_length=320)]
+    password: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class TokenIn(BaseModel):
+    """What a token of an API key should be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ttl_seconds: Annotated[int, Field(ge=10, le=3600)] = 900
+    end_user: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class TokenOut(BaseModel):
+    """A token, as OAuth 2 names the fields."""
+
+    access_token: str
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 - a word of OAuth
+    expires_in: int

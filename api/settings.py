@@ -1,0 +1,113 @@
+"""Settings: the only reader of the environment and of `.env`. Refuses combinations that are not safe.
+
+Without SECRET_KEY the gateway is a demo: it makes its own secrets, keeps them in DATA_DIR, and binds to
+loopback only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIN_SECRET_CHARACTERS = 32
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """One field for each variable; `.env.example` documents them, and a test compares the two."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    web_concurrency: Annotated[int, Field(ge=1, le=256)] = 1
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
+
+    data_dir: Path = Path(".sluicegate")
+    database_url: str = ""
+    redis_url: str = "memory://"
+    auto_migrate: bool = True
+
+    secret_key: SecretStr = SecretStr("")
+    admin_email: str = "admin@localhost"
+    admin_password: SecretStr = SecretStr("")
+
+    openai_api_key: SecretStr = SecretStr("")
+    openai_base_url: str = ""
+    default_model: str = ""
+
+    default_max_streams: Annotated[int, Field(ge=1)] = 20
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
+    heartbeat_seconds: Seconds = 15.0
+    stream_seconds: Seconds = 600.0
+    upstream_silence_seconds: Seconds = 120.0
+    send_seconds: Seconds = 30.0
+    settle_seconds: Seconds = 5.0
+    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
+    lease_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 15.0
+    tick_seconds: Seconds = 1.0
+
+    @model_validator(mode="after")
+    def _safe(self) -> Settings:
+        secret = self.secret_key.get_secret_value()
+        if secret and len(secret) < MIN_SECRET_CHARACTERS:
+            raise ValueError(f"SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters")
+        if not secret and not _is_loopback(self.host):
+            raise ValueError(
+                "without SECRET_KEY this is a demo, which binds to loopback only: "
+                "set SECRET_KEY (e.g. `openssl rand -hex 32`) or HOST=127.0.0.1"
+            )
+        if self.web_concurrency > 1 and self.redis_url.startswith("memory://"):
+            raise ValueError(
+                "WEB_CONCURRENCY over 1 needs a REDIS_URL: workers with a memory of their own would each "
+                "grant the whole cap"
+            )
+        if not self.redis_url.startswith(("memory://", "redis://", "rediss://", "unix://")):
+            raise ValueError("REDIS_URL must begin with memory://, redis://, rediss:// or unix://")
+        if self.lease_seconds < 3 * self.tick_seconds:
+            raise ValueError("LEASE_SECONDS must be at least three TICK_SECONDS, or a hiccup loses slots")
+        if self.openai_base_url and urlsplit(self.openai_base_url).scheme not in {"http", "https"}:
+            raise ValueError("OPENAI_BASE_URL must begin with http:// or https://")
+        return self
+
+    @property
+    def demo(self) -> bool:
+        """Whether the gateway makes its own secrets."""
+        return not self.secret_key.get_secret_value()
+
+    @property
+    def scripted(self) -> bool:
+        """Whether the scripted model answers, because no provider is configured."""
+        return not self.openai_api_key.get_secret_value() and not self.openai_base_url
+
+    @property
+    def ledger_url(self) -> str:
+        """The database."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'sluicegate.db'}"
+
+    @property
+    def model_or_default(self) -> str:
+        """The model of a `/chat/stream` request that names none."""
+        return self.default_model or ("scripted" if self.scripted else "gpt-4o-mini")
+
+    @property
+    def worker(self) -> str:
+        """The name of this process in the ledger."""
+        return f"{socket.gethostname()}:{os.getpid()}"[-100:]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,58 @@
+"""FastAPI security dependencies: what a route writes to say who may call it.
+
+Both schemes stand in the OpenAPI page. The request's state carries the Authenticator (typed lifespan
+state), so nothing here is global. A route that declares none of these is open, and a test keeps the list.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+
+from auth.authenticator import Authenticator
+from auth.principal import NotAllowed, NotAuthenticated, Principal, Scope
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="Bearer",
+    description="An API key (`sg_...`), or a JWT from `/auth/tokens` or `/auth/login`.",
+)
+_api_key = APIKeyHeader(
+    name="x-api-key", auto_error=False, scheme_name="ApiKey", description="An API key (`sg_...`)."
+)
+
+_MISSING = "You didn't provide an API key. Send `Authorization: Bearer <key or token>` or `x-api-key: <key>`."
+
+
+async def authenticated(
+    request: Request,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    api_key: Annotated[str | None, Security(_api_key)],
+) -> Principal:
+    """Whoever is calling. Raises NotAuthenticated: also for two credentials, which nobody needs."""
+    headers = request.headers
+    if len(headers.getlist("authorization")) + len(headers.getlist("x-api-key")) > 1:
+        raise NotAuthenticated("Send one credential, in one header.")
+    credential = bearer.credentials if bearer is not None else api_key
+    if not credential:
+        raise NotAuthenticated(_MISSING)
+    authenticator: Authenticator = request.state.authenticator
+    return await authenticator.principal(credential)
+
+
+class Requires:
+    """A dependency: a principal that has the scope and, but for admins, belongs to a tenant."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    async def __call__(self, principal: Annotated[Principal, Security(authenticated)]) -> Principal:
+        """The principal. Raises NotAllowed."""
+        if self.scope not in principal.scopes:
+            raise NotAllowed(self.scope)
+        if self.scope is not Scope.ADMIN and principal.tenant_id is None:
+            raise NotAllowed(self.scope)
+        return principal
