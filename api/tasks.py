@@ -40,11 +40,11 @@ class Tasks:
             log.error("task %s failed", task.get_name(), exc_info=task.exception())
 
     async def join(self, timeout_seconds: float | None = None) -> None:
-        """Wait until nothing runs any more, or for so long. Raises nothing: `_done` has logged what failed."""
+        """Wait until nothing runs any more, or for so long. What failed is logged, not raised."""
         loop = asyncio.get_running_loop()
         end = None if timeout_seconds is None else loop.time() + timeout_seconds
         while self._running and (end is None or loop.time() < end):
-            await asyncio.wait(self._running, timeout=None if end is None else max(0, end - loop.time()))
+            await asyncio.wait(self._running, timeout=None if end is None else end - loop.time())
 
     async def cancel(self) -> None:
         """Cancel what runs, and wait for it."""

@@ -1,7 +1,8 @@
 """The scripted model as a server of its own: OpenAI-compatible, and it keeps the truth.
 
-`GET /stats?label=L` tells, for each label a script carried: streams opened, live now, most at one time,
-tokens sent, and when clients left (the machine's monotonic seconds, the same clock for all processes).
+`GET /stats?label=L` tells of the streams whose script carried that label: opened, live now, most at one
+time, tokens sent, and when clients left (the machine's monotonic seconds, the same for all processes).
+With `&live=0` or `&opened=3` it answers as soon as that is so: nobody needs to poll.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import msgspec
 import uvicorn
@@ -36,7 +38,25 @@ class Stats:
     peak: int = 0
     tokens_sent: int = 0
     left_at: list[float] = field(default_factory=list)
-    resets: int = 0
+
+
+class _Run:
+    """One stream in the statistics; over once, whoever says it first."""
+
+    def __init__(self, stats: Stats, changed: asyncio.Event) -> None:
+        self.stats = stats
+        self._changed = changed
+        self._over = False
+        stats.opened += 1
+        stats.live += 1
+        stats.peak = max(stats.peak, stats.live)
+        changed.set()
+
+    def over(self) -> None:
+        if not self._over:
+            self._over = True
+            self.stats.live -= 1
+            self._changed.set()
 
 
 class ScriptedServer:
@@ -44,14 +64,15 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self._upstream = ScriptedUpstream(ToktokTokenizer())
-        self.stats: dict[str, Stats] = {}
+        self._stats: dict[str, Stats] = {}
+        self._changed = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["path"] == "/stats":
-            await _answer(send, 200, msgspec.json.encode({k: asdict(v) for k, v in self.stats.items()}))
+            await self._tell(scope, receive, send)
         elif scope["path"].endswith("/models"):
             await _answer(send, 200, await self._upstream.models())
         elif scope["path"].endswith("/chat/completions") and scope["method"] == "POST":
@@ -59,58 +80,63 @@ class ScriptedServer:
         else:
             await _answer(send, 404, b'{"error": {"message": "no such route", "code": "not_found"}}')
 
+    async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The statistics of a label, at once or when `live` or `opened` have become what is waited for."""
+        query = dict(parse_qsl(scope["query_string"].decode()))
+        stats = self._stats.setdefault(query.pop("label", ""), Stats())
+        leaving = asyncio.create_task(_left(receive))  # noqa: TID251 - a tool, with its own end
+        while not leaving.done() and any(getattr(stats, key) != int(value) for key, value in query.items()):
+            self._changed.clear()
+            waiting = asyncio.create_task(self._changed.wait())  # noqa: TID251 - the same
+            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        leaving.cancel()
+        await _answer(send, 200, msgspec.json.encode(asdict(stats)))
+
     async def _chat(self, receive: Receive, send: Send) -> None:
         body = msgspec.json.decode(await _body(receive))
         label = ""
         with suppress(scripted.UnknownModel):  # `_play` answers with the 404
             label = scripted.script_of(body["model"]).label
-        stats = self.stats.setdefault(label, Stats())
-        stats.opened += 1
-        stats.live += 1
-        stats.peak = max(stats.peak, stats.live)
-        abort = getattr(getattr(send, "__self__", None), "transport", None)
-        playing = asyncio.create_task(self._play(body, stats, send, abort))  # noqa: TID251 - a tool, with its own end
+        run = _Run(self._stats.setdefault(label, Stats()), self._changed)
+        playing = asyncio.create_task(self._play(body, run, send))  # noqa: TID251 - a tool, with its own end
         leaving = asyncio.create_task(_left(receive))  # noqa: TID251 - the same
-        try:
-            await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not playing.done():
-                stats.left_at.append(time.monotonic())
-        finally:
-            # Before the last byte is out for one that played to its end: see `_play`.
-            if not playing.done():
-                stats.live -= 1
-            for task in (playing, leaving):
-                task.cancel()
-            await asyncio.wait({playing, leaving})
+        await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not playing.done():
+            run.stats.left_at.append(time.monotonic())
+            run.over()
+        for task in (playing, leaving):
+            task.cancel()
+        await asyncio.wait({playing, leaving})
+        if not playing.cancelled():
+            playing.result()
 
-    async def _play(self, body: dict[str, Any], stats: Stats, send: Send, transport: Any) -> None:
+    async def _play(self, body: dict[str, Any], run: _Run, send: Send) -> None:
         try:
             answer = await self._upstream.open(body)
         except UpstreamFailed as refused:
-            stats.live -= 1
+            run.over()
             error = dict(refused.body) or {"message": str(refused), "type": "server_error", "code": None}
             extra = [(b"retry-after", refused.retry_after.encode())] if refused.retry_after else []
             await _answer(send, refused.status or 500, msgspec.json.encode({"error": error}), extra)
             return
         media = b"text/event-stream" if body.get("stream") else b"application/json"
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", media)]})
-        steps = answer.steps
-        for step in steps:
+        held = b""
+        for step in answer.steps:
+            await send({"type": "http.response.body", "body": held, "more_body": True})
             await asyncio.sleep(step.wait_ms / 1000)
             if step.reset:
-                stats.live -= 1
-                stats.resets += 1
-                transport.abort()
+                run.over()
+                send.__self__.transport.abort()  # type: ignore[attr-defined]
                 return
-            stats.tokens_sent += step.tokens
-            if step.data.endswith(b"data: [DONE]\n\n"):
-                break
-            await send({"type": "http.response.body", "body": step.data, "more_body": True})
-        else:
-            step = None
-        stats.live -= 1  # counted as over before anybody can see its end
-        last = step.data if step is not None else b""
-        await send({"type": "http.response.body", "body": last, "more_body": False})
+            run.stats.tokens_sent += step.tokens
+            held = step.data
+            if step.wait_ms or step.tokens:
+                await send({"type": "http.response.body", "body": held, "more_body": True})
+                held = b""
+        run.over()  # before anybody can see its end
+        await send({"type": "http.response.body", "body": held, "more_body": False})
 
 
 async def _left(receive: Receive) -> None:

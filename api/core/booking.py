@@ -10,19 +10,19 @@ later ones change nothing:
 
 Who wins the race:
 
-| what happens                                | event says | cause            | client sees                    |
-| ------------------------------------------- | ---------- | ---------------- | ------------------------------ |
-| the provider's terminal event arrives       | finished   | terminal         | terminal event, once settled |
-| the client leaves, before that              | left       | client_left      |                                |
-| the client leaves, after that               | finished   | terminal         |                                |
-| the provider refuses, nothing sent yet      | failed     | upstream_refused | a status and a JSON error      |
-| the provider breaks off                     | failed     | upstream_broke   | an error event                 |
-| the gate itself fails (the ledger is away)  | failed     | gate_failed      | a 5xx or an error event        |
-| the stream's time is up                     | cut        | deadline         | an error event                 |
-| the client does not read                    | cut        | slow_reader      | an error event, if it fits     |
-| the slot was lost to another worker         | cut        | lease_lost       | an error event                 |
-| the worker shuts down and the grace is over | cut        | drain            | an error event                 |
-| the worker died; somebody else closes it    | lost       | worker_lost      | a broken connection            |
+| what happens                           | event says | cause            | client sees                      |
+| -------------------------------------- | ---------- | ---------------- | -------------------------------- |
+| the terminal event arrives             | finished   | terminal         | the terminal event, once settled |
+| the client leaves, before that         | left       | client_left      |                                  |
+| the client leaves, after that          | finished   | terminal         |                                  |
+| the provider refuses, nothing sent yet | failed     | upstream_refused | a status and a JSON error        |
+| the provider breaks off                | failed     | upstream_broke   | an error event                   |
+| the gate fails, or its ledger          | failed     | gate_failed      | a 5xx or an error event          |
+| the stream's time is up                | cut        | deadline         | an error event                   |
+| the client does not read               | cut        | slow_reader      | an error event, if it fits       |
+| the slot was lost to another worker    | cut        | lease_lost       | an error event                   |
+| shutdown, and the grace is over        | cut        | drain            | an error event                   |
+| the worker died                        | lost       | worker_lost      | a broken connection              |
 """
 
 from __future__ import annotations

