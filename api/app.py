@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from api.deps import LifespanState
     from api.flow.gate import Gate
@@ -50,7 +51,19 @@ _OWN_BODIES = (
 """Bodies that routes read themselves, after authentication; FastAPI has to be told of them."""
 
 
-def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -> FastAPI:
+class Application(FastAPI):
+    """FastAPI behind the edge, which is outermost: it needs the server's own `send`."""
+
+    def __init__(self, *, max_body_bytes: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._edge = Edge(super().__call__, max_body_bytes=max_body_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve."""
+        await self._edge(scope, receive, send)
+
+
+def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -> Application:
     """The application on the ports that `open_ports` opens."""
 
     @asynccontextmanager
@@ -60,13 +73,13 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
                 yield state
             await state["gate"].drained()
 
-    app = FastAPI(
+    app = Application(
+        max_body_bytes=settings.max_body_bytes,
         title="Sluicegate",
         version=version("sluicegate"),
         summary="A multi-tenant streaming gateway for LLMs.",
         lifespan=lifespan,
     )
-    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
     throttle = sign_in.throttle(settings.redis_url)
     for router in (
         chat.router,

@@ -1,0 +1,131 @@
+"""Values to write, and bounded waiting: nothing here sleeps in place of a condition."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from api.adapters.ledger_sql import SqlLedger
+from api.core.booking import Ended, Happening
+from api.core.usage import Certainty, Source, Usage
+from api.ports import Booking, UsageEvent
+from api.tasks import Tasks
+
+if TYPE_CHECKING:
+    from asyncio import Future, Task
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+T = TypeVar("T")
+
+BOUND_SECONDS = 20.0
+"""How long anything may take before it counts as never; generous, for a machine under load."""
+
+START = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
+_numbers = itertools.count(1)
+
+
+def booking(**changes: Any) -> Booking:
+    """A booking of its own; no two of its fields are alike. Ids ascend."""
+    number = next(_numbers)
+    values: dict[str, Any] = {
+        "id": f"bk_{number:032x}",
+        "request_id": f"req_{number}",
+        "tenant_id": "tn_a",
+        "key_id": f"k{number:011d}",
+        "end_user": f"user {number}",
+        "dialect": "openai_chat",
+        "model": f"asked-{number}",
+        "upstream": f"upstream-{number}",
+        "worker": f"host:{number}",
+        "started_at": START + timedelta(microseconds=number),
+    }
+    return Booking(**values | changes)
+
+
+def event(of: Booking, **changes: Any) -> UsageEvent:
+    """The event of a booking; no two of its numbers are alike."""
+    values: dict[str, Any] = {
+        "booking": of,
+        "answered_model": f"answered-{of.model}"[:256],
+        "usage": Usage(11, 13, 3, 5, Source.COUNTED, Certainty.AT_LEAST, "o200k_base:assumed"),
+        "ended": Ended.LEFT,
+        "cause": Happening.CLIENT_LEFT,
+        "first_token_ms": 17,
+        "duration_ms": 1900,
+        "ended_at": of.started_at + timedelta(milliseconds=1900),
+    }
+    return UsageEvent(**values | changes)
+
+
+async def bounded(work: Awaitable[T]) -> T:
+    """Its result; TimeoutError where there is none."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        return await work
+
+
+async def outcomes(futures: Iterable[Future[None]]) -> list[BaseException | None]:
+    """What became of each; all of them are done."""
+    futures = list(futures)
+    _, pending = await asyncio.wait(futures, timeout=BOUND_SECONDS)
+    assert not pending, f"{len(pending)} of {len(futures)} never ended"
+    return [future.exception() for future in futures]
+
+
+async def at_once(start: Callable[[], Future[None]]) -> None:
+    """The result of what needs nobody: it is there within a few turns of the event loop."""
+    future = start()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert future.done(), "it waited for somebody"
+    future.result()
+
+
+async def eventually(holds: Callable[[], Awaitable[T]]) -> T:
+    """Ask until the answer is true; TimeoutError if it never is."""
+    async with asyncio.timeout(BOUND_SECONDS):
+        while not (answer := await holds()):
+            await asyncio.sleep(0.005)
+    return answer
+
+
+class LoopTurns:
+    """Counts the turns of the event loop while it is entered. `most_ms` is the longest of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.most_ms = 0.0
+        self._tasks = Tasks()
+
+    async def __aenter__(self) -> LoopTurns:
+        self._tasks.start(self._turn(), name="turns")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._tasks.cancel()
+
+    async def _turn(self) -> None:
+        clock = asyncio.get_running_loop().time
+        before = clock()
+        while True:
+            await asyncio.sleep(0)
+            now = clock()
+            self.most_ms = max(self.most_ms, (now - before) * 1000)
+            self.count, before = self.count + 1, now
+
+
+@asynccontextmanager
+async def writing(engine: AsyncEngine) -> AsyncIterator[tuple[SqlLedger, Task[None]]]:
+    """A ledger whose writer runs; at the end it is closed, and its writer must not have broken."""
+    ledger, tasks = SqlLedger(engine), Tasks()
+    writer = tasks.start(ledger.run(), name="ledger")
+    try:
+        yield ledger, writer
+        await ledger.close()
+        await bounded(writer)
+    finally:
+        await tasks.cancel()

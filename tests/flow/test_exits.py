@@ -1,0 +1,282 @@
+"""The exit table: every way a stream can end, on every pair of database and Redis.
+
+For each: one usage event for the booking, with the right count; slots 0; the upstream has nothing open;
+no task is left. SIGTERM, which takes a process of its own, is in tests/wire/test_shutdown.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api.core.booking import Ended, Happening
+from api.core.usage import Certainty, Source
+from tests.support.gates import InProcess, serving, settings_of
+from tests.support.wire import WireClient, data_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tests.support.servers import ScriptedProcess
+
+PROMPT_TOKENS = 8  # "hi": one token, the role: one, 3 for the message, 3 to prime the reply
+FOREVER = 60_000
+
+
+@dataclass
+class Scene:
+    """One stream being driven."""
+
+    app: InProcess
+    upstream: ScriptedProcess
+    label: str
+    dialect: str
+    clients: list[WireClient] = field(default_factory=list)
+
+    async def ask(self, script: str, *, slow: bool = False) -> WireClient:
+        """Ask for a stream that the upstream plays by `script`."""
+        model = f"scripted?label={self.label}&pace_ms=0&{script}"
+        path, body = "/chat/stream", {"prompt": "hi", "model": model}
+        if self.dialect == "openai_chat":
+            message = {"role": "user", "content": "hi"}
+            path, body = "/v1/chat/completions", {"model": model, "messages": [message], "stream": True}
+        client = await WireClient.post(self.app.url, path, body, key=self.app.key, receive_buffer=4096 * slow)
+        self.clients.append(client)
+        return client
+
+    async def upstream_has(self, **until: int) -> dict[str, Any]:
+        """What the upstream says once that is so."""
+        return await asyncio.to_thread(self.upstream.stats, self.label, **until)
+
+    async def first_tokens(self, client: WireClient, count: int) -> None:
+        """Read `count` tokens; OpenAI's dialect has a chunk with the role before them."""
+        wanted = count + (self.dialect == "openai_chat")
+        assert len(await client.events(wanted)) == wanted
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A row of the table. `output` is exact, or the least and the most."""
+
+    drive: Callable[[Scene], Awaitable[None]]
+    ended: Ended
+    cause: Happening
+    output: int | tuple[int, int]
+    source: Source
+    certainty: Certainty
+    input: int = PROMPT_TOKENS
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+async def finished(scene: Scene) -> None:
+    """All is read."""
+    client = await scene.ask("tokens=20")
+    assert data_lines(await client.body())[-1] == b"[DONE]"
+
+
+async def finished_without_usage(scene: Scene) -> None:
+    """All is read, but the provider reports no usage."""
+    client = await scene.ask("tokens=20&usage=0")
+    assert data_lines(await client.body())[-1] == b"[DONE]"
+
+
+async def finished_without_done(scene: Scene) -> None:
+    """The provider says that it finished, and leaves `[DONE]` out."""
+    client = await scene.ask("tokens=20&done=0")
+    assert data_lines(await client.body())[-1] == b"[DONE]"
+
+
+async def left_in_the_middle(scene: Scene) -> None:
+    """The client leaves while tokens flow."""
+    client = await scene.ask("tokens=100000&pace_ms=1")
+    await scene.first_tokens(client, 10)
+    client.leave()
+
+
+async def left_after_the_terminal_event(scene: Scene) -> None:
+    """The client breaks the connection as soon as it has seen `[DONE]`."""
+    client = await scene.ask("tokens=20")
+    while (await client.events(1))[0].data != b"[DONE]":
+        pass
+    client.leave()
+
+
+async def left_before_the_first_byte(scene: Scene) -> None:
+    """The client leaves while the provider has not even said 200."""
+    client = await scene.ask(f"tokens=20&first_ms={FOREVER}")
+    await scene.upstream_has(opened=1)
+    client.leave()
+
+
+async def left_in_silence(scene: Scene) -> None:
+    """The client leaves while the provider is silent."""
+    client = await scene.ask(f"tokens=20&silence_at=10&silence_ms={FOREVER}")
+    await scene.first_tokens(client, 10)
+    client.leave()
+
+
+async def upstream_refuses(scene: Scene) -> None:
+    """The provider answers 500."""
+    client = await scene.ask("status=500")
+    error = json.loads(await client.body())["error"]
+    assert (client.status, error["code"]) == (502, "upstream_failed")
+
+
+async def _breaks(scene: Scene, how: str) -> None:
+    client = await scene.ask(f"tokens=20&{how}")
+    last = json.loads(data_lines(await client.body())[-1])
+    error = last["error"]
+    assert (error if scene.dialect == "openai_chat" else last)["code"] == "upstream_failed"
+
+
+async def upstream_reports_an_error(scene: Scene) -> None:
+    """The provider sends an error event in the middle."""
+    await _breaks(scene, "error_at=10")
+
+
+async def upstream_resets(scene: Scene) -> None:
+    """The provider's connection breaks in the middle."""
+    await _breaks(scene, "reset_at=10")
+
+
+async def upstream_ends_early(scene: Scene) -> None:
+    """The provider's body ends in the middle as if all were well."""
+    await _breaks(scene, "eof_at=10")
+
+
+async def deadline(scene: Scene) -> None:
+    """The stream takes too long."""
+    client = await scene.ask(f"tokens=20&silence_at=10&silence_ms={FOREVER}")
+    last = json.loads(data_lines(await client.body())[-1])
+    assert (last["error"] if scene.dialect == "openai_chat" else last)["code"] == "deadline"
+
+
+async def slow_reader(scene: Scene) -> None:
+    """The client does not read: its upstream is not read either, and after a while it is broken off."""
+    client = await scene.ask("tokens=4000000&per_chunk=2000", slow=True)  # 20 MB
+    await scene.upstream_has(opened=1)
+    await scene.upstream_has(live=0)
+    client.leave()
+
+
+TABLE = {
+    "finished": Exit(finished, Ended.FINISHED, Happening.TERMINAL, 20, Source.PROVIDER, Certainty.EXACT),
+    "finished, no usage": Exit(
+        finished_without_usage, Ended.FINISHED, Happening.TERMINAL, 20, Source.COUNTED, Certainty.EXACT
+    ),
+    "finished, no [DONE]": Exit(
+        finished_without_done, Ended.FINISHED, Happening.TERMINAL, 20, Source.PROVIDER, Certainty.EXACT
+    ),
+    "left in the middle": Exit(
+        left_in_the_middle,
+        Ended.LEFT,
+        Happening.CLIENT_LEFT,
+        (10, 100_000),
+        Source.COUNTED,
+        Certainty.AT_LEAST,
+    ),
+    "left after the terminal event": Exit(
+        left_after_the_terminal_event,
+        Ended.FINISHED,
+        Happening.TERMINAL,
+        20,
+        Source.PROVIDER,
+        Certainty.EXACT,
+    ),
+    "left before the first byte": Exit(
+        left_before_the_first_byte, Ended.LEFT, Happening.CLIENT_LEFT, 0, Source.COUNTED, Certainty.AT_LEAST
+    ),
+    "left in silence": Exit(
+        left_in_silence, Ended.LEFT, Happening.CLIENT_LEFT, 10, Source.COUNTED, Certainty.AT_LEAST
+    ),
+    "upstream refuses": Exit(
+        upstream_refuses,
+        Ended.FAILED,
+        Happening.UPSTREAM_REFUSED,
+        0,
+        Source.COUNTED,
+        Certainty.EXACT,
+        input=0,
+    ),
+    "upstream reports an error": Exit(
+        upstream_reports_an_error,
+        Ended.FAILED,
+        Happening.UPSTREAM_BROKE,
+        10,
+        Source.COUNTED,
+        Certainty.AT_LEAST,
+    ),
+    "upstream resets": Exit(
+        upstream_resets, Ended.FAILED, Happening.UPSTREAM_BROKE, 10, Source.COUNTED, Certainty.AT_LEAST
+    ),
+    "upstream ends early": Exit(
+        upstream_ends_early, Ended.FAILED, Happening.UPSTREAM_BROKE, 10, Source.COUNTED, Certainty.AT_LEAST
+    ),
+    "deadline": Exit(
+        deadline,
+        Ended.CUT,
+        Happening.DEADLINE,
+        10,
+        Source.COUNTED,
+        Certainty.AT_LEAST,
+        settings=(("stream_seconds", 0.3),),
+    ),
+    "slow reader": Exit(
+        slow_reader,
+        Ended.CUT,
+        Happening.SLOW_READER,
+        (1, 2_000_000),  # what socket buffers take, and not what the provider had to say
+        Source.COUNTED,
+        Certainty.AT_LEAST,
+        settings=(("send_seconds", 0.3),),
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", ["plain", "openai_chat"])
+@pytest.mark.parametrize("redis", ["fakeredis", "redis"])
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("name", TABLE)
+async def test_every_exit_is_settled_once(
+    name: str,
+    database: str,
+    redis: str,
+    dialect: str,
+    tmp_path: Path,
+    new_database: Callable[[str], str],
+    scripted: ScriptedProcess,
+    request: pytest.FixtureRequest,
+) -> None:
+    """One event for the booking with the right count; no slot, upstream connection or task is left."""
+    row = TABLE[name]
+    before = asyncio.all_tasks()
+    settings = settings_of(
+        tmp_path,
+        database_url=new_database(database),
+        redis_url="memory://" if redis == "fakeredis" else request.getfixturevalue("redis_url"),
+        openai_base_url=f"{scripted.url}/v1",
+        **dict(row.settings),
+    )
+    async with serving(settings) as app:
+        scene = Scene(app, scripted, tmp_path.name, dialect)
+        await row.drive(scene)
+        stats = await scene.upstream_has(live=0)
+        await app.settled()
+        for client in scene.clients:
+            await client.close()
+        [event] = await app.events()
+        assert (event.ended, event.cause) == (row.ended, row.cause)
+        assert (event.usage.source, event.usage.certainty) == (row.source, row.certainty)
+        least, most = row.output if isinstance(row.output, tuple) else (row.output, row.output)
+        assert least <= event.usage.output_tokens <= min(most, stats["tokens_sent"])
+        assert event.usage.input_tokens == row.input
+        assert event.booking.dialect == dialect
+        assert await app.gate.ledger.in_flight_count() == 0
+        assert await app.gate.limiter.live(app.tenant) == 0
+        assert not app.gate.live
+    assert asyncio.all_tasks() <= before

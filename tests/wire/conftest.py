@@ -1,0 +1,35 @@
+"""A gate as operators run it: two workers, real Redis, PostgreSQL, an OpenAI-compatible upstream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.gates import GateProcess, gate_process
+from tests.support.servers import RedisServer, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.servers import PostgresServer, ScriptedProcess
+
+
+@pytest.fixture(scope="module")
+def gate(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, scripted: ScriptedProcess
+) -> Iterator[GateProcess]:
+    """Two workers, shared by a module's tests; each test makes its own tenants."""
+    with running(RedisServer()) as redis:
+        redis.start()
+        with gate_process(
+            tmp_path_factory.mktemp("gate"),
+            DATABASE_URL=postgres_server.new_database(),
+            REDIS_URL=redis.url,
+            OPENAI_BASE_URL=f"{scripted.url}/v1",
+            WEB_CONCURRENCY="2",
+            SECRET_KEY="s" * 40,
+            ADMIN_EMAIL="boss@example.com",
+            ADMIN_PASSWORD="correct horse battery staple",
+        ) as process:
+            yield process
