@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from auth.principal import Scope
 
-ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+# What is stored and shown must not break a row, a log line or a terminal.
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+ModelName = Annotated[str, Field(max_length=256, pattern=_PRINTABLE)]
+Name = Annotated[str, Field(max_length=200, pattern=_PRINTABLE)]
 
 
 class PlainRequest(BaseModel):
@@ -136,7 +139,7 @@ class TenantIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Name
     max_streams: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
@@ -157,7 +160,7 @@ class KeyIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=200)] = "default"
+    name: Name = "default"
     scopes: Annotated[list[Scope], Field(min_length=1)] | None = None
 
 
@@ -195,7 +198,7 @@ class TokenIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     ttl_seconds: Annotated[int, Field(ge=10, le=3600)] = 900
-    end_user: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    end_user: Name | None = None
 
 
 class TokenOut(BaseModel):

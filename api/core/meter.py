@@ -32,6 +32,7 @@ class Meter:
         "_input_tokens",
         "_output_tokens",
         "_text_since_report",
+        "_unreadable",
         "finished",
         "model",
         "prompt",
@@ -48,6 +49,7 @@ class Meter:
         self._input_tokens: int | None = None
         self._output_tokens = 0
         self._text_since_report = False
+        self._unreadable = False
 
     def see(self, seen: Seen) -> None:
         """Take note of one upstream event."""
@@ -60,6 +62,7 @@ class Meter:
         if seen.usage is not None:
             self.reported = seen.usage
             self._text_since_report = False
+        self._unreadable = self._unreadable or seen.unreadable
         if seen.model:
             self.model = seen.model
         if seen.finish or seen.terminal:
@@ -111,7 +114,7 @@ class Meter:
         if self.reported is not None and not self.needs_counting():
             return Usage.of_report(self.reported)
         encoding, known = encoding_of(self.model)
-        exact = known and self.finished and self.prompt.countable
+        exact = known and self.finished and self.prompt.countable and not self._unreadable
         return Usage(
             input_tokens=self._input_tokens or 0,
             output_tokens=self._output_tokens,

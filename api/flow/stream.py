@@ -112,7 +112,7 @@ class Stream:
         self.cut_by = self.cut_by or cause
         self.client_left = self.client_left or cause is Happening.CLIENT_LEFT
         self.failure = self.failure or failure
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 
     def cuttable(self, deadline_seconds: float) -> asyncio.Timeout:

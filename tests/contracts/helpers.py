@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BOUND_SECONDS = 20.0
+BOUND_SECONDS = 10.0
 """How long anything may take before it counts as never; generous, for a machine under load."""
 
 START = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)

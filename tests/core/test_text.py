@@ -1,8 +1,10 @@
 """Counting a text in pieces gives what counting it whole gives, held against another tokeniser.
 
-Code points are those that this Python knows: two Unicode tables of different age may disagree on whether a
-newer one is a letter.
+Code points are those that this Python knows: two Unicode tables of different age may disagree on whether
+a newer one is a letter.
 """
+
+# ruff: noqa: RUF001 - letters of many scripts, on purpose
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ from api.adapters.tokenizer_toktok import ToktokTokenizer, count_tokens
 from api.core.text import RunningText, safe_cut
 from tests.core.oracle import ENCODINGS, oracle
 
+KNOWN = st.characters(exclude_categories=("Cn", "Cs"))
 WORDS = [
-    *"the Gate OPENS counted token to ken iPhone HTTPServer naïve straße I don't we'LL they've o'clock".split(),
+    *["the", "Gate", "OPENS", "counted", "token", "to", "ken", "iPhone", "HTTPServer", "naïve", "straße"],
+    *["I", "don't", "we'LL", "they've", "o'clock"],
     *["漢字", "仮名交じり文", "ひらがな", "カタカナ", "한국어", "中文。", "，", "、", "「引用」"],
     *["Привет", "ёлка", "Всё", "مرحبا", "שלום", "नमस्ते", "ไทย", "Ελλάδα", "e\u0301", "\u0301"],
     *["😀", "👩\u200d🚀", "👍🏽", "🇩🇪", "❤️"],
@@ -34,7 +38,7 @@ WORDS = [
     *[".", "...", "!?", "—", "'", "’", "'s", "'S", "''", "_", "#", "<|endoftext|>"],
     *[" ", "  ", "   \t", "\n", "\n\n\n", " \n ", "\r\n", "\u00a0", "\u3000", "\u2028", "\u0085"],
 ]
-texts = st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=30).map("".join)
+texts = st.lists(st.sampled_from(WORDS) | st.text(KNOWN, max_size=4), max_size=30).map("".join)
 
 
 @st.composite
@@ -100,12 +104,12 @@ def test_without_a_gap_there_is_no_cut(text):
 
 
 PROSE = {
-    "English": "Every drop is counted at the door, and no one may take more than was agreed; isn't it so?\n\n",
+    "English": "Every drop is counted at the door, and no one may take more than agreed; isn't it so?\n\n",
     "Russian": "Каждая капля считается у двери, и никто не возьмёт больше, чем было условлено. ",
     "Chinese": "每一滴水都在门口计数，谁也不能多拿。水从山上流下来，穿过闸门、流向田野。",
     "Japanese": "一滴残らず門のところで数えられる。だれも約束より多くは取れない、と帳簿は言う。",
     "Korean": "모든 물방울은 문에서 세어진다. 아무도 약속한 것보다 더 가져갈 수 없다.\n",
-    "code": "def count(drops: list[int]) -> int:\n    total = 0\n    for drop in drops:\n        total += drop\n",
+    "code": "def count(drops: list[int]) -> int:\n    total = 0\n    return total + sum(drops)\n",
 }
 
 

@@ -36,6 +36,7 @@ class Seen:
     finish: bool = False  # a finish_reason was in it
     terminal: bool = False  # nothing follows: `[DONE]`
     error: str | None = None  # the provider says that it failed
+    unreadable: bool = False  # passed on, but what it costs is not known
     usage_only: bool = False  # a chunk that only carries usage, which not every client asked for
 
 

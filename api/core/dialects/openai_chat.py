@@ -65,14 +65,14 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     model: str | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _decoder = msgspec.json.Decoder(_Chunk)
 
 
 def read(event: Event) -> Seen:
-    """What an event of an upstream's stream means. Data that is not a chunk means nothing (Seen())."""
+    """What an event of an upstream's stream means."""
     if event.data == b"[DONE]":
         return Seen(terminal=True)
     if not event.data:
@@ -84,15 +84,15 @@ def read_object(data: bytes) -> Seen:
     """What one JSON object means: a chunk of a stream, or a whole completion."""
     try:
         chunk = _decoder.decode(data)
-    except msgspec.DecodeError:  # ValidationError is one: a stranger's field, not our business
-        return Seen()
+    except msgspec.DecodeError:  # ValidationError is one: a field of a type that OpenAI does not have
+        return Seen(unreadable=True)
     seen = Seen(model=chunk.model)
     for choice in chunk.choices:
         _read_choice(choice, seen)
     if chunk.usage is not None:
         seen.usage = _reported(chunk.usage)
         seen.usage_only = not chunk.choices
-    if chunk.error is not None and bytes(chunk.error) != b"null":
+    if chunk.error is not None:
         seen.error = "the provider reported an error"
     return seen
 

@@ -1,0 +1,220 @@
+"""The ledger while its database is away: locked (SQLite), refusing or unreachable (PostgreSQL).
+
+Bookings fail closed (P1), settlements and checkpoints wait (P2, P3), and nobody has to restart anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy import make_url, select
+
+from api.adapters.database_sql import migrate, open_engine
+from api.adapters.ledger_sql import SqlLedger
+from api.adapters.tables_sql import in_flight
+from api.ports import Checkpoint, LedgerUnavailable
+from api.tasks import Tasks
+from tests.contracts.helpers import START, at_once, booking, bounded, event, eventually, outcomes, writing
+from tests.contracts.wires import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from tests.support.servers import PostgresServer
+
+
+class Outage(Protocol):
+    """A database, by its URL, that can be taken away and brought back."""
+
+    url: str
+    makes_reads_fail: bool
+
+    async def begin(self) -> None: ...
+
+    async def end(self) -> None: ...
+
+
+@dataclass
+class Locked:
+    """Another process holds SQLite's write lock for longer than we are ready to wait."""
+
+    url: str
+    makes_reads_fail = False
+
+    async def begin(self) -> None:
+        self.holder = sqlite3.connect(str(make_url(self.url).database), isolation_level=None)
+        self.holder.execute("BEGIN EXCLUSIVE")
+
+    async def end(self) -> None:
+        self.holder.close()
+
+
+@dataclass
+class Refusing:
+    """PostgreSQL ends all sessions, and answers new ones with an error of its own, as at start and stop."""
+
+    url: str
+    server: PostgresServer
+    makes_reads_fail = True
+
+    async def _allow(self, answer: str) -> None:
+        name = make_url(self.url).database
+        ending = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        command = f"ALTER DATABASE {name} ALLOW_CONNECTIONS {answer}; {ending};"
+        await asyncio.to_thread(self.server.server.psql, command)
+
+    async def begin(self) -> None:
+        await self._allow("false")
+
+    async def end(self) -> None:
+        await self._allow("true")
+
+
+@dataclass
+class Unreachable:
+    """The network to PostgreSQL is cut: sessions are reset, and nobody listens."""
+
+    url: str
+    proxy: Proxy
+    makes_reads_fail = True
+
+    async def begin(self) -> None:
+        await self.proxy.cut()
+
+    async def end(self) -> None:
+        await self.proxy.mend()
+
+
+@pytest.fixture(params=["sqlite locked", "postgresql refusing", "postgresql unreachable"])
+async def outage(request, new_database: Callable[[str], str]) -> AsyncIterator[Outage]:
+    """One way for a database to be away."""
+    url = new_database(request.param.split()[0])
+    await asyncio.to_thread(migrate, url)
+    if request.param == "sqlite locked":
+        yield Locked(url)
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    if request.param == "postgresql refusing":
+        yield Refusing(url, server)
+        return
+    socket = f"{make_url(url).query['host']}/.s.PGSQL.5432"
+    async with Proxy(lambda: asyncio.open_unix_connection(socket)) as proxy:
+        through = make_url(url).set(host="127.0.0.1", port=proxy.port, query={})
+        yield Unreachable(through.render_as_string(hide_password=False), proxy)
+
+
+@pytest.fixture
+async def engine(outage: Outage) -> AsyncIterator[AsyncEngine]:
+    """The ledger's engine; on SQLite it gives up on a lock after 20 ms."""
+    opened = open_engine(outage.url)
+    if isinstance(outage, Locked):
+
+        def impatient(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute("PRAGMA busy_timeout = 20").close()
+
+        sqlalchemy_event.listen(opened.sync_engine, "connect", impatient)
+    yield opened
+    await opened.dispose()
+
+
+async def took_a_booking(ledger: SqlLedger) -> bool:
+    """Whether the ledger takes a booking now."""
+    return await outcomes([ledger.book(booking())]) == [None]
+
+
+async def test_bookings_fail_and_settlements_wait_for_the_database(outage, engine) -> None:
+    """P1, P2: during an outage no booking succeeds and no settlement is lost; after it the event is there."""
+    async with writing(engine) as (ledger, writer):
+        one, twin = event(booking()), event(booking())
+        await outcomes([ledger.book(one.booking), ledger.book(twin.booking)])
+        await outage.begin()
+        settled, refused = ledger.settle(one), ledger.book(booking())
+        assert [type(end) for end in await outcomes([refused])] == [LedgerUnavailable]
+        settled_later = ledger.settle(twin)
+        assert [type(end) for end in await outcomes([ledger.book(booking())])] == [LedgerUnavailable]
+        assert not settled.done()
+        assert not settled_later.done()
+        assert not writer.done()
+        await outage.end()
+        assert await outcomes([settled, settled_later]) == [None, None]
+        assert await ledger.events("tn_a", after=None, limit=9) == [one, twin]
+        assert await took_a_booking(ledger)
+
+
+async def test_while_the_database_is_known_to_be_away_bookings_fail_at_once(outage, engine) -> None:
+    """A caller gets its 503 now, not after the writer's next attempts: 50 in a row wait for nobody."""
+    async with writing(engine) as (ledger, _):
+        kept = event(booking())
+        await outcomes([ledger.book(kept.booking)])
+        await outage.begin()
+        settled = ledger.settle(kept)
+        assert not await took_a_booking(ledger)
+        for _ in range(50):
+            with pytest.raises(LedgerUnavailable):
+                await at_once(lambda: ledger.book(booking()))
+        await outage.end()
+        assert await outcomes([settled]) == [None]
+
+
+async def test_an_idle_ledger_notices_that_its_database_is_back(outage, engine) -> None:
+    """Refusing at once must not be for ever: with nothing left to settle, bookings work again by themselves."""
+    async with writing(engine) as (ledger, _):
+        await outage.begin()
+        assert not await took_a_booking(ledger)
+        await outage.end()
+        await eventually(lambda: took_a_booking(ledger))
+
+
+async def test_checkpoints_outlast_an_outage(outage, engine) -> None:
+    """P3: the count that was to be written during the outage stands in the booking after it."""
+    booked = booking()
+    async with writing(engine) as (ledger, _):
+        await outcomes([ledger.book(booked)])
+        await outage.begin()
+        ledger.checkpoint([Checkpoint(booked.id, 5, 7, START)])
+        assert not await took_a_booking(ledger)
+        await outage.end()
+        await eventually(lambda: took_a_booking(ledger))
+
+        async def there() -> bool:
+            async with engine.connect() as connection:
+                counts = select(in_flight.c.output_tokens).where(in_flight.c.id == booked.id)
+                return bool((await connection.execute(counts)).scalar_one() == 7)
+
+        await eventually(there)
+
+
+async def test_closing_during_an_outage_is_bounded_and_says_what_is_lost(outage, engine) -> None:
+    """P12: a shutdown does not hang on a database that is away; every waiter hears of it."""
+    ledger, tasks = SqlLedger(engine), Tasks()
+    writer = tasks.start(ledger.run(), name="ledger")
+    ones = [event(booking()) for _ in range(3)]
+    await outcomes([ledger.book(one.booking) for one in ones])
+    await outage.begin()
+    ends = [ledger.settle(one) for one in ones]
+    ends[0].cancel()  # whoever waited for it is gone
+    await ledger.close()
+    await bounded(writer)
+    assert [type(end) for end in await outcomes(ends[1:])] == [LedgerUnavailable] * 2
+    await outage.end()
+
+
+async def test_ping_tells_whether_the_database_answers(outage, engine) -> None:
+    """/readyz: silent while the database answers, LedgerUnavailable while it does not, silent again after."""
+    ledger = SqlLedger(engine)
+    await bounded(ledger.ping())
+    await outage.begin()
+    if outage.makes_reads_fail:
+        with pytest.raises(LedgerUnavailable):
+            await bounded(ledger.ping())
+    else:
+        await bounded(ledger.ping())  # a lock that keeps writers out lets readers through
+    await outage.end()
+    await bounded(ledger.ping())

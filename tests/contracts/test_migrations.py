@@ -1,0 +1,125 @@
+"""Migrations and tables are one thing, on SQLite and PostgreSQL; and times keep their moment."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, literal, select, text
+from sqlalchemy.exc import StatementError
+
+from api.adapters.database_sql import alembic_config, migrate, open_engine
+from api.adapters.tables_sql import UtcTime, metadata
+from tests.contracts.helpers import bounded
+from tests.support.servers import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+def differences(connection: Connection) -> list[object]:
+    """What a migration would still have to do."""
+    return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+
+def tables(connection: Connection) -> set[str]:
+    """The names of all tables."""
+    return set(inspect(connection).get_table_names())
+
+
+async def ask(url: str, question: Callable[[Connection], object]) -> object:
+    """The answer, from an engine of its own."""
+    engine = open_engine(url)
+    async with engine.connect() as connection:
+        answer = await connection.run_sync(question)
+    await engine.dispose()
+    return answer
+
+
+async def test_upgrading_from_nothing_gives_exactly_the_tables(engine: AsyncEngine) -> None:
+    """Code and database agree: Alembic finds no column, type, index or key that differs."""
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+        assert await connection.run_sync(tables) == {*metadata.tables, "alembic_version"}
+
+
+async def test_downgrading_leaves_nothing_behind(database: str) -> None:
+    """A migration can be taken back, wholly, and made again."""
+    await asyncio.to_thread(command.downgrade, alembic_config(database), "base")
+    assert await ask(database, tables) == {"alembic_version"}
+    await asyncio.to_thread(migrate, database)
+    assert await ask(database, differences) == []
+
+
+async def test_migrating_again_keeps_the_data(database: str, engine: AsyncEngine) -> None:
+    """Every start migrates: on a database that is at the head this changes nothing."""
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO users (email, password_hash) VALUES ('a@b', 'x')"))
+    await asyncio.to_thread(migrate, database)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT email FROM users"))).scalars().all() == ["a@b"]
+
+
+_MIGRATE = "import sys; from api.adapters.database_sql import migrate; sys.stdin.read(); migrate(sys.argv[1])"
+
+
+async def test_processes_that_migrate_at_the_same_time_all_succeed(
+    kind: str, new_database: Callable[[str], str]
+) -> None:
+    """Several hosts may start at once on an empty database: one migrates, the others wait, none fails."""
+    url = new_database(kind)
+    pipes = {"stdin": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, "cwd": ROOT}
+    starting = [asyncio.create_subprocess_exec(sys.executable, "-c", _MIGRATE, url, **pipes) for _ in "1234"]
+    processes = await asyncio.gather(*starting)
+    try:
+        ends = await bounded(asyncio.gather(*(process.communicate(b"") for process in processes)))
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    assert [said for _, said in ends] == [b""] * 4
+    assert [process.returncode for process in processes] == [0] * 4
+    assert await ask(url, differences) == []
+
+
+def test_the_history_is_one_line() -> None:
+    """Two heads would leave it to chance which one a database gets."""
+    script = ScriptDirectory.from_config(alembic_config("sqlite://"))
+    assert (len(script.get_heads()), len(script.get_bases())) == (1, 1)
+
+
+# --- times ------------------------------------------------------------------------------------------
+
+MOMENT = datetime(2026, 7, 8, 9, 10, 11, 121314, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("hours", [0, -11, 14])
+async def test_a_time_keeps_its_moment_and_comes_back_as_utc(engine: AsyncEngine, hours: int) -> None:
+    """A moment is stored to the microsecond, whatever zone it was written in and the session is in."""
+    async with engine.connect() as connection:
+        if engine.name == "postgresql":
+            await connection.execute(text("SET TIME ZONE 'Asia/Tokyo'"))
+        local = MOMENT.astimezone(timezone(timedelta(hours=hours)))
+        back = (await connection.execute(select(literal(local, UtcTime)))).scalar_one()
+        none = (await connection.execute(select(literal(None, UtcTime)))).scalar_one()
+    assert (back, back.utcoffset(), none) == (MOMENT, timedelta(0), None)
+
+
+async def test_a_time_without_a_zone_is_refused(engine: AsyncEngine) -> None:
+    """Nobody can tell which moment it means, so it does not get in."""
+    naive = literal(MOMENT.replace(tzinfo=None), UtcTime)
+    async with engine.connect() as connection:
+        with pytest.raises(StatementError, match="without a zone"):
+            await connection.execute(select(naive))

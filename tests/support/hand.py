@@ -1,0 +1,211 @@
+"""Hand-made ASGI and hand-made ports: the test holds every end, so the order of things is the assertion."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from api.adapters.clock_system import SystemClock
+from api.adapters.tokenizer_toktok import ToktokTokenizer
+from api.core.dialects import openai_chat, plain
+from api.core.meter import Meter
+from api.flow.gate import Gate
+from api.flow.stream import Order
+from api.flow.walk import Walk
+from api.ports import Permit, Policy, StreamsExhausted
+from auth.principal import Principal, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from api.core.dialects import Writer
+    from api.ports import Booking, Checkpoint, UsageEvent
+
+
+class Log(list[str]):
+    """What happened, in order; everybody writes into the same one."""
+
+    async def until(self, entry: str) -> None:
+        """Let others run until `entry` is there."""
+        while entry not in self:
+            await asyncio.sleep(0)
+
+    def in_order(self, *entries: str) -> bool:
+        """Whether the entries stand in this order, whatever is between them."""
+        rest = iter(self)
+        return all(entry in rest for entry in entries)
+
+
+class HandLedger:
+    """A ledger whose writes are durable when the test says so."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.bookings: list[Booking] = []
+        self.events: list[UsageEvent] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.hold_booking = self.hold_settlement = False
+        self.booked: asyncio.Future[None] | None = None
+        self.settled: asyncio.Future[None] | None = None
+
+    def book(self, booking: Booking) -> asyncio.Future[None]:
+        self.log.append("book")
+        self.bookings.append(booking)
+        self.booked = self._future(self.hold_booking, "booked")
+        return self.booked
+
+    def settle(self, event: UsageEvent) -> asyncio.Future[None]:
+        self.log.append("settle")
+        self.events.append(event)
+        self.settled = self._future(self.hold_settlement, "settled")
+        return self.settled
+
+    def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self.checkpoints += checkpoints
+
+    def _future(self, held: bool, name: str) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda _: self.log.append(name))
+        if not held:
+            future.set_result(None)
+        return future
+
+
+class HandLimiter:
+    """Slots in a set; `lost` is what the next renewal says was lost."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.taken: set[str] = set()
+        self.lost: set[str] = set()
+        self.hold: asyncio.Event | None = None
+
+    async def acquire(self, tenant_id: str, permit_id: str, max_streams: int) -> Permit:
+        self.log.append("acquire")
+        if self.hold is not None:
+            await self.hold.wait()
+        if len(self.taken) >= max_streams:
+            raise StreamsExhausted(max_streams, 1)
+        self.taken.add(permit_id)
+        return Permit(permit_id, tenant_id)
+
+    async def renew(self, permits: Mapping[str, Permit], caps: Mapping[str, int]) -> set[str]:
+        self.log.append("renew")
+        return self.lost & set(permits)
+
+    async def release(self, permit: Permit) -> None:
+        self.log.append("release")
+        self.taken.discard(permit.id)
+
+
+class HandUpstream:
+    """A provider whose bytes the test writes: `feed`, `end`, `break_off`."""
+
+    name = "hand"
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.bytes: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+        self.opens: asyncio.Future[Exception | None] | None = None
+        self.bodies: list[dict[str, Any]] = []
+
+    def feed(self, data: bytes | Exception) -> None:
+        self.bytes.put_nowait(data)
+
+    async def open(self, body: dict[str, Any]) -> HandUpstream:
+        self.log.append("open")
+        self.bodies.append(body)
+        try:
+            if self.opens is not None and (error := await self.opens) is not None:
+                raise error
+        except asyncio.CancelledError:
+            self.log.append("open cancelled")
+            raise
+        return self
+
+    async def read(self) -> bytes:
+        data = await self.bytes.get()
+        if isinstance(data, Exception):
+            raise data
+        return data
+
+    async def finish(self) -> None:
+        self.log.append("finish")
+
+    async def close(self) -> None:
+        self.log.append("close")
+
+
+class Hand:
+    """A gate, one request, and a client, all held by the test."""
+
+    def __init__(self, *, dialect: str = plain.NAME, stream: bool = True, **policy: Any) -> None:
+        self.log = Log()
+        self.ledger = HandLedger(self.log)
+        self.limiter = HandLimiter(self.log)
+        self.upstream = HandUpstream(self.log)
+        self.gate = Gate(
+            clock=SystemClock(),
+            limiter=self.limiter,  # type: ignore[arg-type] - the parts that the flow uses
+            ledger=self.ledger,  # type: ignore[arg-type]
+            upstream=self.upstream,
+            accounts=None,  # type: ignore[arg-type]
+            tokenizer=ToktokTokenizer(),
+            policy=Policy(**policy),
+        )
+        body = plain.chat_body("hi", "scripted", None, None) | {"stream": stream}
+        writer: Writer | None = None
+        if stream:
+            writer = (
+                plain.PlainWriter() if dialect == plain.NAME else openai_chat.ChatWriter(include_usage=False)
+            )
+        meter = Meter("scripted", openai_chat.prompt_of(body))
+        self.order = Order(request_id="req_1", dialect=dialect, body=body, meter=meter, writer=writer)
+        self.caller = Principal(frozenset({Scope.CHAT}), tenant_id="tn_1", key_id="k1", max_streams=1)
+        self.left = asyncio.Event()
+        self.sent: list[Any] = []
+        self.hold_sends: asyncio.Event | None = None
+        self.aborted = False
+
+    def start(self) -> asyncio.Task[None]:
+        """The request, running."""
+        scope = {"type": "http", "state": {"abort": self._abort}}
+        return asyncio.create_task(Walk(self.gate, self.caller, self.order)(scope, self._receive, self._send))
+
+    def _abort(self) -> None:
+        self.aborted = True
+        self.log.append("abort")
+
+    async def _receive(self) -> dict[str, Any]:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        if self.hold_sends is not None:
+            self.log.append("send held")
+            await self.hold_sends.wait()
+        self.sent.append(message)
+        body = message.get("body", b"")
+        self.log.append(
+            "start" if message["type"] == "http.response.start" else body.decode().strip() or "body"
+        )
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            self.left.set()  # as servers do: once the answer is out, `receive` says so
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+
+def token(word: str) -> bytes:
+    """A chunk with one word."""
+    return b'data: {"choices": [{"index": 0, "delta": {"content": "%s"}}]}\n\n' % word.encode()
+
+
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": 2}}\n\n'
+FINISH = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
