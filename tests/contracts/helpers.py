@@ -76,11 +76,16 @@ async def outcomes(futures: Iterable[Future[None]]) -> list[BaseException | None
     return [future.exception() for future in futures]
 
 
+async def turns(count: int = 20) -> None:
+    """Let the event loop handle what has already happened."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 async def at_once(start: Callable[[], Future[None]]) -> None:
     """The result of what needs nobody: it is there within a few turns of the event loop."""
     future = start()
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await turns(10)
     assert future.done(), "it waited for somebody"
     future.result()
 

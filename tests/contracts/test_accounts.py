@@ -50,7 +50,9 @@ async def test_tenants_are_found_as_they_were_made(accounts, witness) -> None:
     others = SqlAccounts(witness, Clock())
     assert await others.tenants() == made
     assert [await others.tenant(tenant.id) for tenant in made] == made
-    assert [(t.name, t.max_streams, t.active) for t in made] == [(f"Ünïted {n}", n + 1, True) for n in range(3)]
+    assert [(t.name, t.max_streams, t.active) for t in made] == [
+        (f"Ünïted {n}", n + 1, True) for n in range(3)
+    ]
     assert [tenant.created_at for tenant in made] == [START + timedelta(seconds=n) for n in (1, 2, 3)]
     assert await others.tenant("tn_nobody") is None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,7 @@ from sqlalchemy import make_url, select
 
 from api.adapters.database_sql import migrate, open_engine
 from api.adapters.ledger_sql import SqlLedger
-from api.adapters.tables_sql import in_flight
+from api.adapters.tables_sql import in_flight, usage_events
 from api.ports import Checkpoint, LedgerUnavailable
 from api.tasks import Tasks
 from tests.contracts.helpers import START, at_once, booking, bounded, event, eventually, outcomes, writing
@@ -92,6 +93,15 @@ class Unreachable:
         await self.proxy.mend()
 
 
+@asynccontextmanager
+async def through_a_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy in front of PostgreSQL, and the URL that goes through it."""
+    socket = f"{make_url(url).query['host']}/.s.PGSQL.5432"
+    async with Proxy(lambda: asyncio.open_unix_connection(socket)) as proxy:
+        detour = make_url(url).set(host="127.0.0.1", port=proxy.port, query={})
+        yield proxy, detour.render_as_string(hide_password=False)
+
+
 @pytest.fixture(params=["sqlite locked", "postgresql refusing", "postgresql unreachable"])
 async def outage(request, new_database: Callable[[str], str]) -> AsyncIterator[Outage]:
     """One way for a database to be away."""
@@ -104,10 +114,8 @@ async def outage(request, new_database: Callable[[str], str]) -> AsyncIterator[O
     if request.param == "postgresql refusing":
         yield Refusing(url, server)
         return
-    socket = f"{make_url(url).query['host']}/.s.PGSQL.5432"
-    async with Proxy(lambda: asyncio.open_unix_connection(socket)) as proxy:
-        through = make_url(url).set(host="127.0.0.1", port=proxy.port, query={})
-        yield Unreachable(through.render_as_string(hide_password=False), proxy)
+    async with through_a_proxy(url) as (proxy, detour):
+        yield Unreachable(detour, proxy)
 
 
 @pytest.fixture
@@ -218,3 +226,67 @@ async def test_ping_tells_whether_the_database_answers(outage, engine) -> None:
         await bounded(ledger.ping())  # a lock that keeps writers out lets readers through
     await outage.end()
     await bounded(ledger.ping())
+
+
+# --- PostgreSQL only: what a network can do ---------------------------------------------------------
+
+
+@pytest.fixture
+async def proxied(
+    new_database: Callable[[str], str], postgres_server
+) -> AsyncIterator[tuple[str, str, Proxy]]:
+    """A migrated PostgreSQL: its URL, its URL through a proxy, and the proxy."""
+    url = new_database("postgresql")
+    await asyncio.to_thread(migrate, url)
+    async with through_a_proxy(url) as (proxy, detour):
+        yield url, detour, proxy
+
+
+@pytest.mark.parametrize("settles", [True, False], ids=["settlement", "booking"])
+async def test_a_commit_whose_answer_is_lost_is_not_made_twice(proxied, settles) -> None:
+    """P2: when nobody knows whether COMMIT was done, the retry finds out, and there is one event."""
+    url, detour, proxy = proxied
+    engine, witness = open_engine(detour), open_engine(url)
+    one = event(booking())
+    async with writing(engine) as (ledger, _):
+        if settles:
+            await outcomes([ledger.book(one.booking)])
+
+        def lose_the_answer(_: object) -> None:
+            proxy.mute = True
+
+        sqlalchemy_event.listen(engine.sync_engine, "commit", lose_the_answer)
+        done = ledger.settle(one) if settles else ledger.book(one.booking)
+        table = usage_events if settles else in_flight
+
+        async def committed() -> bool:
+            async with witness.connect() as connection:
+                return bool((await connection.execute(select(table.c.id))).scalars().all())
+
+        await eventually(committed)
+        assert not done.done()
+        sqlalchemy_event.remove(engine.sync_engine, "commit", lose_the_answer)
+        await proxy.cut()
+        proxy.mute = False
+        await proxy.mend()
+        (end,) = await outcomes([done])
+        if not settles:  # the caller was not told, so it takes back what may be there
+            assert isinstance(end, LedgerUnavailable)
+            (end,) = await outcomes([ledger.settle(one)])
+        assert end is None
+        assert await ledger.events("tn_a", after=None, limit=9) == [one]
+    await engine.dispose()
+    await witness.dispose()
+
+
+async def test_ping_does_not_wait_for_a_database_that_says_nothing(proxied) -> None:
+    """/readyz answers in bounded time though the network swallows everything."""
+    _, detour, proxy = proxied
+    engine = open_engine(detour)
+    ledger = SqlLedger(engine)
+    await bounded(ledger.ping())
+    proxy.mute = True
+    with pytest.raises(LedgerUnavailable):
+        await bounded(ledger.ping())
+    await proxy.cut()
+    await engine.dispose()

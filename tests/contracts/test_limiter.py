@@ -61,7 +61,9 @@ async def leases(client: Redis, tenant: str = "tn_a") -> dict[str, float]:
     """What is left of each lease of a tenant, in ms; found by looking at all keys."""
     now, found = await now_ms(client), {}
     for key in await client.keys(f"*{tenant}*"):
-        found |= {member.decode(): score - now for member, score in await client.zrange(key, 0, -1, withscores=True)}
+        found |= {
+            member.decode(): score - now for member, score in await client.zrange(key, 0, -1, withscores=True)
+        }
     return found
 
 

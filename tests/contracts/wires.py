@@ -68,10 +68,14 @@ class Wire:
 
 
 class Proxy(Wire):
-    """Passes bytes on. `round_trips` counts how often the client spoke after it was answered."""
+    """Passes bytes on; those of the server are swallowed while it is `mute`.
+
+    `round_trips` counts how often the client spoke after it was answered.
+    """
 
     def __init__(self, dial: Dial) -> None:
         super().__init__()
+        self.mute = False
         self.round_trips = 0
         self._dial = dial
         self._answered = True
@@ -95,6 +99,8 @@ class Proxy(Wire):
             while data := await source.read(1 << 18):
                 self.round_trips += asked and self._answered
                 self._answered = not asked
+                if self.mute and not asked:
+                    continue
                 sink.write(data)
                 await sink.drain()
 

@@ -172,6 +172,14 @@ def test_a_count_is_exact_only_where_everything_is_known(model, events, prompt, 
     assert fold(meter_of(text("Hello"), *events, model=model, prompt=prompt)).certainty is certainty
 
 
+def test_an_event_that_could_not_be_read_makes_a_count_at_least():
+    """What it cost is not known, unless a report that came behind it says so."""
+    unreadable, report = Seen(unreadable=True), Seen(usage=Reported(10, 5))
+    assert fold(meter_of(text("Hello"), unreadable, FINISH)).certainty is Certainty.AT_LEAST
+    assert fold(meter_of(report, unreadable)).certainty is Certainty.AT_LEAST
+    assert meter_of(unreadable, FINISH, report).usage().certainty is Certainty.EXACT
+
+
 @pytest.mark.parametrize("model", ["o1", "o3-mini", "o4-mini", "gpt-5", "gpt-5-nano"])
 def test_a_reasoning_models_count_is_never_exact(model):
     """Its reasoning is billed and never streamed, so what was received is not all there was."""

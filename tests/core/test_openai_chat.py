@@ -142,21 +142,21 @@ def test_text_in_fields_of_other_ages_is_counted_too(name_and_delta):
         b"\xff\xfe",
     ],
 )
-def test_what_is_no_chunk_means_nothing(data):
-    """Garbage and wrong types are the provider's affair: they pass, and they are not counted."""
-    assert read_object(data) == Seen()
+def test_what_is_no_chunk_is_unreadable(data):
+    """Garbage and wrong types mean nothing but this: what they cost is not known."""
+    assert read_object(data) == Seen(unreadable=True)
 
 
-def test_broken_utf8_in_a_text_means_nothing():
+def test_broken_utf8_in_a_text_is_unreadable():
     """A provider that tears a character apart does not break the stream."""
-    assert read_object(b'{"choices": [{"delta": {"content": "\xff"}}]}') == Seen()
+    assert read_object(b'{"choices": [{"delta": {"content": "\xff"}}]}') == Seen(unreadable=True)
 
 
 @pytest.mark.parametrize("field", ["pad", "error", "choices"])
-def test_deep_nesting_means_nothing(field):
+def test_deep_nesting_is_unreadable(field):
     """A provider cannot exhaust the gate's stack."""
     deep = b"[" * 100_000 + b"]" * 100_000
-    assert not read_object(b'{"%s": %s}' % (field.encode(), deep)).pieces
+    assert read_object(b'{"%s": %s}' % (field.encode(), deep)) == Seen(unreadable=True)
 
 
 @pytest.mark.parametrize("tokens", [-1, 2**63, 10**30])

@@ -11,8 +11,8 @@ from tests.core.oracle import oracle
 COOKBOOK = [
     {
         "role": "system",
-        "content": "You are a helpful, pattern-following assistant that translates corporate jargon into plain "
-        "English.",
+        "content": "You are a helpful, pattern-following assistant that translates corporate jargon "
+        "into plain English.",
     },
     {"role": "system", "name": "example_user", "content": "New synergies will help drive top-line growth."},
     {
@@ -23,8 +23,8 @@ COOKBOOK = [
     {
         "role": "system",
         "name": "example_user",
-        "content": "Let's circle back when we have more bandwidth to touch base on opportunities for increased "
-        "leverage.",
+        "content": "Let's circle back when we have more bandwidth to touch base on opportunities for "
+        "increased leverage.",
     },
     {
         "role": "system",
@@ -40,7 +40,7 @@ COOKBOOK = [
 
 @pytest.mark.parametrize(("encoding", "tokens"), [("cl100k_base", 129), ("o200k_base", 124)])
 def test_the_cookbooks_own_example(encoding, tokens):
-    """129 tokens for gpt-4 and 124 for gpt-4o: what OpenAI's API itself reports, as the cookbook prints it."""
+    """129 tokens for gpt-4 and 124 for gpt-4o: what OpenAI's API reports, says the cookbook."""
     prompt = prompt_of({"messages": COOKBOOK})
     assert prompt.countable
     assert sum(map(oracle(encoding), prompt.texts)) + prompt.overhead_tokens == tokens

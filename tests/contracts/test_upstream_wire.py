@@ -1,0 +1,284 @@
+"""What the OpenAI adapter does on the wire, seen by a provider that the test itself plays."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api.adapters.upstream_openai import OpenAIUpstream
+from api.ports import UpstreamFailed
+from tests.contracts.helpers import bounded, eventually, turns
+from tests.contracts.wires import STREAM_HEAD, Provider, chunked
+
+if TYPE_CHECKING:
+    from api.ports import UpstreamAnswer
+
+KEY = "sk-THE-SECRET-KEY"
+BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+TOKEN = b'data: {"choices": []}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def upstream_of(provider: Provider, silence_seconds: float = 20) -> OpenAIUpstream:
+    """The adapter under test."""
+    return OpenAIUpstream(api_key=KEY, base_url=provider.url, silence_seconds=silence_seconds)
+
+
+def response(status: str, content: bytes, *headers: str, length: int | None = None) -> bytes:
+    """A whole answer; `length` may lie."""
+    lines = [f"HTTP/1.1 {status}", f"content-length: {len(content) if length is None else length}", *headers]
+    return "\r\n".join([*lines, "content-type: application/json", "", ""]).encode() + content
+
+
+async def read_until(answer: UpstreamAnswer, wanted: bytes) -> bytes:
+    """Bytes up to and with `wanted`."""
+    got = b""
+    while wanted not in got:
+        piece = await bounded(answer.read())
+        assert piece, got
+        got += piece
+    return got
+
+
+async def test_the_body_reaches_the_provider_as_it_is() -> None:
+    """Fields nobody here knows, and values that a round trip through types would change, arrive as they were."""
+    sent = {
+        "model": "m",
+        "messages": [
+            {"role": "developer", "content": [{"type": "text", "text": "ü\u2028🌊", "cache": {"a": [None]}}]},
+            {"role": "assistant", "content": None, "tool_calls": [], "thinking": {"signature": "x=="}},
+        ],
+        "stream": True,
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+        "temperature": 0.1,
+        "top_p": 1e-7,
+        "seed": 2**60,
+        "user": None,
+        "stop": [],
+        "n": 1,
+        "extra_body": {"guided_json": {}},
+        "extra_headers": {"authorization": "Bearer other"},
+        "timeout": 0.001,
+        "vendor.option": {"nested": {"deep": [1, 2.5, "3", False]}},
+    }
+    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as provider:
+        upstream = upstream_of(provider)
+        answer = await bounded(upstream.open(dict(sent)))
+        await read_until(answer, DONE)
+        await answer.close()
+        await upstream.close()
+    (request,) = provider.requests
+    assert json.loads(request.body) == sent
+    head = request.head.decode().lower().split("\r\n")
+    assert head[0] == "post /v1/chat/completions http/1.1"
+    assert f"authorization: bearer {KEY}".lower() in head
+
+
+async def test_a_finished_answer_gives_its_connection_back() -> None:
+    """No handshake per request: after finish and close the next one goes out on the same connection."""
+    async with Provider(STREAM_HEAD + chunked(TOKEN), chunked(DONE, b"")) as provider:
+        upstream = upstream_of(provider)
+        for _ in range(5):
+            answer = await bounded(upstream.open(BODY))
+            await read_until(answer, DONE)
+            await bounded(answer.finish())
+            await bounded(answer.close())
+        assert (len(provider.requests), provider.accepted) == (5, 1)
+        await upstream.close()
+
+
+async def test_the_end_of_a_body_that_comes_late_is_waited_for() -> None:
+    """The terminal event and the end of the body may be two packets: the connection is kept all the same."""
+    late = asyncio.Event()
+    async with Provider(STREAM_HEAD + chunked(TOKEN, DONE), late, chunked(b"")) as provider:
+        upstream = upstream_of(provider)
+        for _ in range(3):
+            late.clear()
+            answer = await bounded(upstream.open(BODY))
+            await read_until(answer, DONE)
+            asyncio.get_running_loop().call_soon(late.set)
+            await bounded(answer.finish())
+            await bounded(answer.close())
+        assert provider.accepted == 1
+        await upstream.close()
+
+
+async def test_an_answer_that_does_not_end_is_given_up() -> None:
+    """After the terminal event the rest is waited for a moment only; then the connection is broken, not leaked."""
+    never = asyncio.Event()
+    async with Provider(STREAM_HEAD + chunked(TOKEN, DONE), never) as provider:
+        upstream = upstream_of(provider)
+        answer = await bounded(upstream.open(BODY))
+        await read_until(answer, DONE)
+        await bounded(answer.finish())
+        assert not provider.gone.is_set()
+        await bounded(answer.close())
+        await bounded(provider.gone.wait())
+        await bounded(upstream.open(BODY))
+        assert provider.accepted == 2
+        await upstream.close()
+
+
+async def test_a_kept_connection_that_the_provider_closed_is_not_a_failure() -> None:
+    """Providers close idle connections when they like; the next request takes another one."""
+    async with Provider(STREAM_HEAD + chunked(DONE, b""), hangs_up=True) as provider:
+        upstream = upstream_of(provider)
+        for _ in range(3):
+            provider.gone.clear()
+            answer = await bounded(upstream.open(BODY))
+            await read_until(answer, DONE)
+            await bounded(answer.finish())
+            await bounded(answer.close())
+            await bounded(provider.gone.wait())
+            await turns()  # the end of the connection is in the socket: let the client see it
+        assert provider.accepted == 3
+        await upstream.close()
+
+
+async def test_one_request_is_sent_once() -> None:
+    """No retries of the SDK's own: each would be a second bill."""
+    async with Provider(response("500 Oops", b"{}", "retry-after: 0")) as provider:
+        upstream = upstream_of(provider)
+        with pytest.raises(UpstreamFailed):
+            await bounded(upstream.open(BODY))
+        with pytest.raises(UpstreamFailed):
+            await bounded(upstream.models())
+        assert len(provider.requests) == 2
+        await upstream.close()
+
+
+BROKEN = {
+    "closes without a word": (b"",),
+    "breaks off in the head": (b"HTTP/1.1 200 OK\r\ncontent-",),
+    "does not speak HTTP": (b"220 smtp.example.com ESMTP\r\n\r\n",),
+    "breaks off its error": (response("500 Oops", b'{"error"', length=100),),
+    "breaks off its blame": (response("400 Bad Request", b'{"error"', length=100),),
+    "sends an error in no known form": (response("400 Bad Request", b"<html>"),),
+    "sends an error that is a list": (response("422 No", b'[{"error": 1}]'),),
+    "sends an error that is a text": (response("400 Bad Request", b'{"error": "no"}'),),
+}
+
+
+@pytest.mark.parametrize("ask", ["open", "models"])
+@pytest.mark.parametrize("name", BROKEN)
+async def test_however_a_provider_fails_it_is_upstream_failed(name, ask) -> None:
+    """One exception for all of it: no error of the SDK, of aiohttp or of a decoder comes through."""
+    async with Provider(*BROKEN[name], hangs_up=True) as provider:
+        upstream = upstream_of(provider)
+        with pytest.raises(UpstreamFailed) as failed:
+            await bounded(upstream.open(BODY) if ask == "open" else upstream.models())
+        assert isinstance(dict(failed.value.body), dict)
+        assert failed.value.timed_out is False
+        await upstream.close()
+
+
+async def test_a_silent_error_body_times_out() -> None:
+    """A refusal whose body never ends is a failure too, within `silence_seconds`."""
+    never = asyncio.Event()
+    async with Provider(response("500 Oops", b'{"error"', length=100), never) as provider:
+        upstream = upstream_of(provider, silence_seconds=0.2)
+        with pytest.raises(UpstreamFailed):
+            await bounded(upstream.open(BODY))
+        await bounded(provider.gone.wait())
+        await upstream.close()
+
+
+MIDDLE = {
+    "closes in a chunk": (STREAM_HEAD + chunked(TOKEN) + b"40\r\ndata: ",),
+    "closes between chunks": (STREAM_HEAD + chunked(TOKEN),),
+    "sends no chunk": (STREAM_HEAD + chunked(TOKEN) + b"zzz\r\n",),
+    "sends less than it said": (response("200 OK", TOKEN, length=1000),),
+}
+
+
+@pytest.mark.parametrize("name", MIDDLE)
+async def test_a_body_that_breaks_off_is_no_end(name) -> None:
+    """P3: a body cut short raises; read as an end it would pass for a finished answer."""
+    async with Provider(*MIDDLE[name], hangs_up=True) as provider:
+        upstream = upstream_of(provider)
+        answer = await bounded(upstream.open(BODY))
+        with pytest.raises(UpstreamFailed):
+            while await bounded(answer.read()):
+                pass
+        await bounded(answer.close())
+        await upstream.close()
+
+
+async def test_a_key_echoed_by_the_provider_stays_inside() -> None:
+    """OpenAI's 401 quotes the key it did not like; that is ours, and no business of the caller's."""
+    error = json.dumps(
+        {"error": {"message": f"Incorrect API key provided: {KEY}", "code": "invalid_api_key"}}
+    )
+    async with Provider(response("401 Unauthorized", error.encode())) as provider:
+        upstream = upstream_of(provider)
+        for ask in (upstream.open(BODY), upstream.models()):
+            with pytest.raises(UpstreamFailed) as failed:
+                await bounded(ask)
+            failure = failed.value
+            assert (failure.status, dict(failure.body)) == (401, {})
+            assert KEY not in f"{failure} {failure!r} {failure.args}"
+        await upstream.close()
+
+
+async def test_the_blame_of_a_bad_request_is_passed_on() -> None:
+    """What the provider says is wrong with a request reaches whoever wrote it, field by field."""
+    error = {
+        "message": "no",
+        "type": "invalid_request_error",
+        "param": "messages",
+        "code": "bad",
+        "more": [1],
+    }
+    async with Provider(response("400 Bad Request", json.dumps({"error": error}).encode())) as provider:
+        upstream = upstream_of(provider)
+        with pytest.raises(UpstreamFailed) as failed:
+            await bounded(upstream.open(BODY))
+        assert dict(failed.value.body) == error
+        await upstream.close()
+
+
+async def test_bytes_come_as_they_are_sent() -> None:
+    """No line is joined, split or decoded: SSE with CRs, U+2028, broken UTF-8 and NULs is passed through."""
+    odd = b"data: a\r\rdata: \xe2\x80\xa8\xff\x00\x85\r\n\r\n: c\x0c\n\n"
+    async with Provider(STREAM_HEAD + chunked(*(odd[i : i + 1] for i in range(len(odd))), b"")) as provider:
+        upstream = upstream_of(provider)
+        answer = await bounded(upstream.open(BODY))
+        got = b""
+        while piece := await bounded(answer.read()):
+            got += piece
+        assert got == odd
+        await answer.close()
+        await upstream.close()
+
+
+async def test_a_compressed_answer_is_unpacked() -> None:
+    """If the adapter says that it takes gzip, an answer in gzip is readable."""
+    packed = gzip.compress(TOKEN + DONE)
+    head = STREAM_HEAD.replace(b"content-type", b"content-encoding: gzip\r\ncontent-type")
+    async with Provider(head + chunked(packed, b"")) as provider:
+        upstream = upstream_of(provider)
+        answer = await bounded(upstream.open(BODY))
+        assert await read_until(answer, DONE) == TOKEN + DONE
+        await answer.close()
+        await upstream.close()
+
+
+async def test_closing_the_upstream_closes_its_connections() -> None:
+    """P12: nothing stays open after a shutdown, kept connections included."""
+    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as provider:
+        upstream = upstream_of(provider)
+        answer = await bounded(upstream.open(BODY))
+        await read_until(answer, DONE)
+        await bounded(answer.finish())
+        await bounded(answer.close())
+        assert not provider.gone.is_set()
+        await bounded(upstream.close())
+        await eventually(lambda: _true(provider.gone.is_set()))
+
+
+async def _true(value: object) -> bool:
+    return bool(value)
