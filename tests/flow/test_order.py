@@ -68,7 +68,7 @@ async def test_a_client_that_leaves_after_the_terminal_event_was_read_has_finish
 
 
 async def test_a_client_that_leaves_while_the_last_bytes_are_on_their_way_has_finished() -> None:
-    """The terminal event was read, the last content is stuck in a send, the client goes: finished, not left."""
+    """The terminal event was read, the last content is stuck in a send, the client goes: finished."""
     hand = Hand()
     hand.hold_sends = asyncio.Event()
     hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
@@ -124,7 +124,7 @@ async def test_a_booking_that_cannot_be_written_stops_everything() -> None:
 
 
 async def test_settlement_that_takes_too_long_does_not_hold_the_client() -> None:
-    """The database is away at the end: after `settle_seconds` the stream ends, and the ledger goes on trying."""
+    """The database is away at the end: after `settle_seconds` the stream ends, the ledger goes on trying."""
     hand = Hand(settle_seconds=0.01)
     hand.ledger.hold_settlement = True
     hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
@@ -134,7 +134,7 @@ async def test_settlement_that_takes_too_long_does_not_hold_the_client() -> None
 
 
 async def test_events_that_came_before_an_error_are_delivered_before_it() -> None:
-    """One read holds a token and the provider's error event: the token arrives, is counted, then the error."""
+    """One read holds a token and an error event: the token arrives, is counted, then the error."""
     hand = Hand()
     hand.upstream.feed(token("water") + b'data: {"error": {"message": "boom"}}\n\n' + token("never"))
     await hand.start()
@@ -173,7 +173,7 @@ async def test_a_limiter_that_does_not_answer_is_a_503_and_gives_the_slot_back()
 
 @pytest.mark.parametrize("dialect", ["plain", "openai_chat"])
 async def test_a_heartbeat_stands_between_events_and_never_inside_one(dialect: str) -> None:
-    """Half an event has come when the heartbeat is due: the comment goes out whole, the event whole after it."""
+    """Half an event has come when the heartbeat is due: the comment goes out whole, the event after it."""
     hand = Hand(dialect=dialect, heartbeat_seconds=0)
     first, second = token("water"), token("finds")
     hand.upstream.feed(first + second[:20])

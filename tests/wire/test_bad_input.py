@@ -171,7 +171,7 @@ def credentials(gate: GateProcess, tenant: tuple[str, str]) -> dict[str, dict[st
 
 
 def test_whoever_is_not_known_gets_a_401(gate: GateProcess, tenant: tuple[str, str]) -> None:
-    """No, expired, foreign, malformed and revoked credentials: 401 in OpenAI's shape, before the body is read."""
+    """No, expired, foreign, malformed and revoked credentials: 401, before the body is read."""
     for name, headers in credentials(gate, tenant).items():
         encoded = {key: value.encode("latin-1") for key, value in headers.items()}
         for route in ROUTES:

@@ -16,7 +16,6 @@ from tests.support.servers import ROOT
 from tests.support.wire import data_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -132,10 +131,10 @@ def test_the_command_line_goes_from_nothing_to_usage(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Iterator[Any]:
+def bare(tmp_path: Path) -> Any:
     """The command line on an empty directory, without a server."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DATA_DIR": str(tmp_path / "data")}
-    yield lambda *arguments: subprocess.run(
+    return lambda *arguments: subprocess.run(
         [ROOT / ".venv" / "bin" / "sluicegate", *arguments],
         env=environment,
         cwd=tmp_path,

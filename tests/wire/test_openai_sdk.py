@@ -166,7 +166,7 @@ async def test_the_sdk_gets_through_when_the_slot_frees(gate: GateProcess, tenan
 async def test_two_hundred_at_once_against_a_cap_of_seven(
     gate: GateProcess, scripted: ScriptedProcess, label: str
 ) -> None:
-    """P4 over two workers: the upstream never sees more than seven; each refusal is a 429 with Retry-After."""
+    """P4 over two workers: the upstream never sees more than seven; a refusal is a 429 with Retry-After."""
     tenant, key = await asyncio.to_thread(gate.tenant, 7)
     async with AsyncOpenAI(base_url=f"{gate.url}/v1", api_key=key, max_retries=0) as sdk:
 
