@@ -17,6 +17,7 @@ from api.tasks import Tasks
 if TYPE_CHECKING:
     from asyncio import Future, Task
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from typing import Self
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -94,7 +95,7 @@ async def eventually(holds: Callable[[], Awaitable[T]]) -> T:
     """Ask until the answer is true; TimeoutError if it never is."""
     async with asyncio.timeout(BOUND_SECONDS):
         while not (answer := await holds()):
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # noqa: ASYNC110 - what is asked is in another process
     return answer
 
 
@@ -106,7 +107,7 @@ class LoopTurns:
         self.most_ms = 0.0
         self._tasks = Tasks()
 
-    async def __aenter__(self) -> LoopTurns:
+    async def __aenter__(self) -> Self:
         self._tasks.start(self._turn(), name="turns")
         return self
 

@@ -118,7 +118,7 @@ async def test_every_field_of_an_event_comes_back(ledger, witness) -> None:
 
 @pytest.mark.parametrize("together", [True, False], ids=["one group", "a retry"])
 async def test_settling_twice_writes_one_event(ledger, witness, together) -> None:
-    """P2: a repeated settlement succeeds and writes nothing, whether or not it shares the first one's group."""
+    """P2: a repeated settlement succeeds and writes nothing, in the first one's group and after it."""
     one = event(booking())
     await bounded(ledger.book(one.booking))
     first = ledger.settle(one)

@@ -172,7 +172,7 @@ async def test_while_the_database_is_known_to_be_away_bookings_fail_at_once(outa
 
 
 async def test_an_idle_ledger_notices_that_its_database_is_back(outage, engine) -> None:
-    """Refusing at once must not be for ever: with nothing left to settle, bookings work again by themselves."""
+    """Refusing at once is not for ever: with nothing left to settle, bookings work again by themselves."""
     async with writing(engine) as (ledger, _):
         await outage.begin()
         assert not await took_a_booking(ledger)

@@ -167,13 +167,13 @@ async def test_renewing_after_redis_was_emptied_registers_again(limiter, client)
 
 @pytest.mark.parametrize("rivals", [1, 2, 3])
 async def test_renewing_never_exceeds_the_cap(limiter, client, rivals) -> None:
-    """P4: where others have filled the cap meanwhile, the renewal says which permits are lost: no more, no less."""
+    """P4: where others have filled the cap meanwhile, the renewal says which permits are lost."""
     permits = await take(limiter, 3)
     await client.flushall()
     for n in range(rivals):
         await limiter.acquire("tn_a", f"rival{n}", 3)
     lost = await limiter.renew(permits, {"tn_a": 3})
-    assert lost < set(permits) or rivals == 3
+    assert lost <= set(permits)
     assert len(lost) == rivals
     kept = {f"rival{n}" for n in range(rivals)} | set(permits) - lost
     assert set(await leases(client)) == kept
@@ -200,7 +200,7 @@ async def test_expired_leases_do_not_count(limiter, client) -> None:
 
 
 async def test_a_shorter_lease_does_not_cut_a_longer_one(limiter, client) -> None:
-    """P4 while LEASE_SECONDS is being changed, worker by worker: each lease lasts as long as its own worker said."""
+    """P4 while LEASE_SECONDS is changed worker by worker: a lease lasts as long as its worker said."""
     brief = RedisLimiter(client, lease_seconds=0.1)
     await limiter.acquire("tn_a", "long", 2)
     await brief.acquire("tn_a", "short", 2)

@@ -1,4 +1,4 @@
-"""The upstream's contract: the scripted model in this process, and OpenAI's SDK against the same over HTTP."""
+"""The upstream's contract: the scripted model in this process, and OpenAI's SDK that reaches it over HTTP."""
 
 from __future__ import annotations
 
@@ -41,12 +41,17 @@ def open_openai(base_url: str, silence_seconds: float = 20) -> OpenAIUpstream:
     return OpenAIUpstream(api_key=KEY, base_url=base_url, silence_seconds=silence_seconds)
 
 
+async def gather_pieces(answer: UpstreamAnswer, pieces: list[bytes]) -> None:
+    """Read to the end, or until it fails."""
+    while piece := await bounded(answer.read()):
+        pieces.append(piece)
+
+
 async def drain(answer: UpstreamAnswer) -> bytes:
     """All of its bytes; it is closed afterwards, whatever happened."""
-    pieces = []
+    pieces: list[bytes] = []
     try:
-        while piece := await bounded(answer.read()):
-            pieces.append(piece)
+        await gather_pieces(answer, pieces)
         assert await bounded(answer.read()) == b""
     finally:
         await bounded(answer.finish())
@@ -242,12 +247,11 @@ async def test_nobody_there_is_a_failure(scripted) -> None:
 async def test_a_reset_in_the_middle_is_a_failure(upstream) -> None:
     """What came before it is delivered; the break is an error, and never looks like an end."""
     answer = await bounded(upstream.open(body("reset_at=9&pace_ms=5")))
-    got = b""
+    got: list[bytes] = []
     with pytest.raises(UpstreamFailed) as failed:
-        while piece := await bounded(answer.read()):
-            got += piece
+        await gather_pieces(answer, got)
     assert (failed.value.status, failed.value.timed_out) == (None, False)
-    assert b'"water"' in got
+    assert b'"water"' in b"".join(got)
     await bounded(answer.finish())
     await bounded(answer.close())
 

@@ -44,8 +44,16 @@ async def read_until(answer: UpstreamAnswer, wanted: bytes) -> bytes:
     return got
 
 
+async def read_all(answer: UpstreamAnswer) -> bytes:
+    """Bytes up to the end."""
+    got = b""
+    while piece := await bounded(answer.read()):
+        got += piece
+    return got
+
+
 async def test_the_body_reaches_the_provider_as_it_is() -> None:
-    """Fields nobody here knows, and values that a round trip through types would change, arrive as they were."""
+    """Fields nobody here knows, and values that types of ours would change, arrive as they were."""
     sent = {
         "model": "m",
         "messages": [
@@ -108,7 +116,7 @@ async def test_the_end_of_a_body_that_comes_late_is_waited_for() -> None:
 
 
 async def test_an_answer_that_does_not_end_is_given_up() -> None:
-    """After the terminal event the rest is waited for a moment only; then the connection is broken, not leaked."""
+    """After the terminal event the rest is waited for a moment only; then the connection is broken."""
     never = asyncio.Event()
     async with Provider(STREAM_HEAD + chunked(TOKEN, DONE), never) as provider:
         upstream = upstream_of(provider)
@@ -202,8 +210,7 @@ async def test_a_body_that_breaks_off_is_no_end(name) -> None:
         upstream = upstream_of(provider)
         answer = await bounded(upstream.open(BODY))
         with pytest.raises(UpstreamFailed):
-            while await bounded(answer.read()):
-                pass
+            await read_all(answer)
         await bounded(answer.close())
         await upstream.close()
 
@@ -247,10 +254,7 @@ async def test_bytes_come_as_they_are_sent() -> None:
     async with Provider(STREAM_HEAD + chunked(*(odd[i : i + 1] for i in range(len(odd))), b"")) as provider:
         upstream = upstream_of(provider)
         answer = await bounded(upstream.open(BODY))
-        got = b""
-        while piece := await bounded(answer.read()):
-            got += piece
-        assert got == odd
+        assert await read_all(answer) == odd
         await answer.close()
         await upstream.close()
 

@@ -11,6 +11,7 @@ from api.tasks import Tasks
 if TYPE_CHECKING:
     from asyncio import Event, StreamReader, StreamWriter
     from collections.abc import Awaitable, Callable, Sequence
+    from typing import Self
 
     Dial = Callable[[], Awaitable[tuple[StreamReader, StreamWriter]]]
 
@@ -28,7 +29,7 @@ class Wire:
         self._writers: set[StreamWriter] = set()
         self._tasks = Tasks()
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> Self:
         await self.mend()
         return self
 

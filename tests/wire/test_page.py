@@ -66,7 +66,7 @@ async def ask(page: Page, key: str, prompt: str, model: str = "") -> None:
     await expect(page.locator("#model option")).to_have_count(4)
     if model:
         await page.evaluate(
-            "m => { const o = new Option(m, m); document.querySelector('#model').add(o); o.selected = true }",
+            "m => document.querySelector('#model').add(new Option(m, m, true, true))",
             model,
         )
     await page.fill("#prompt", prompt)
@@ -88,7 +88,7 @@ async def test_a_stream_arrives_in_the_browser(page: Page, demo: GateProcess) ->
 
 
 async def test_tokens_show_while_they_stream_and_stop_stops(page: Page, demo: GateProcess) -> None:
-    """The first words are on the page while the provider is silent; Stop ends it, and the ledger says left."""
+    """The first words are on the page while the provider is silent; Stop ends it: left."""
     _, key = demo.tenant()
     await ask(page, key, "hi", "scripted?tokens=20&pace_ms=0&silence_at=10&silence_ms=60000")
     await expect(page.locator("#output")).to_contain_text("through")
