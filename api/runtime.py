@@ -17,7 +17,6 @@ from api.adapters.database_sql import open_engine
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.tokenizer_toktok import ToktokTokenizer
-from api.adapters.upstream_openai import OpenAIUpstream
 from api.adapters.upstream_scripted import ScriptedUpstream
 from api.flow.gate import Gate
 from api.flow.tend import tend
@@ -28,6 +27,7 @@ from auth.tokens import TokenSigner
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from api.adapters.upstream_openai import OpenAIUpstream
     from api.deps import LifespanState
     from api.ports import Tokenizer
     from api.settings import Settings
@@ -55,7 +55,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             tokenizer=tokenizer,
             policy=policy_of(settings),
         )
-        await tokenizer.count([""], "o200k_base")  # loads the ranks, before somebody waits for them
+        gate.chores.start(tokenizer.count([""], "o200k_base"), name="load the ranks")
         writing = gate.chores.start(ledger.run(), name="ledger")
         tending = gate.chores.start(tend(gate), name="tend")
         signer = TokenSigner(demo.secrets_of(settings).secret_key)
@@ -75,6 +75,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
 def _upstream(settings: Settings, tokenizer: Tokenizer) -> OpenAIUpstream | ScriptedUpstream:
     if settings.scripted:
         return ScriptedUpstream(tokenizer)
+    from api.adapters.upstream_openai import OpenAIUpstream  # noqa: PLC0415 - half a second, only where needed
+
     return OpenAIUpstream(
         api_key=settings.openai_api_key.get_secret_value() or "none",  # the SDK wants one; vLLM does not
         base_url=settings.openai_base_url or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,19 @@ if TYPE_CHECKING:
     from api.ports import Accounts, Clock, Ledger, Limiter, Policy, Tokenizer, Upstream
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(slots=True)
 class Gate:
-    """One worker. `live` is by permit id; `walks` are the streams' tasks, `chores` all others."""
+    """One worker. `live` is by permit id; `walks` are the streams' tasks, `chores` all others.
+
+    `renewed` is unset while leases are being renewed: a slot given back in the middle of that would be
+    registered again by a renewal that Redis happens to see second.
+    """
 
     clock: Clock
     limiter: Limiter
@@ -27,6 +38,7 @@ class Gate:
     live: dict[str, Stream] = field(default_factory=dict)
     walks: Tasks = field(default_factory=Tasks)
     chores: Tasks = field(default_factory=Tasks)
+    renewed: asyncio.Event = field(default_factory=_set_event)
     draining: bool = False
 
     def begin_drain(self) -> None:

@@ -26,8 +26,10 @@ async def settle(gate: Gate, stream: Stream) -> None:
     """Book out `stream`, whose ending is decided."""
     if stream.booking is not None:
         await _write(gate, stream)
-    assert stream.permit is not None  # noqa: S101 - admitted
-    await gate.limiter.release(stream.permit)
+    permit, stream.permit = stream.permit, None  # no renewal that begins from here on knows it
+    assert permit is not None  # noqa: S101 - admitted
+    await gate.renewed.wait()
+    await gate.limiter.release(permit)
 
 
 async def _write(gate: Gate, stream: Stream) -> None:

@@ -60,6 +60,7 @@ def _look(gate: Gate, stream: Stream, now: float) -> None:
 
 
 async def _renew(gate: Gate) -> None:
+    gate.renewed.clear()
     permits = {key: stream.permit for key, stream in gate.live.items() if stream.permit is not None}
     caps = {
         stream.permit.tenant_id: stream.caller.max_streams for stream in gate.live.values() if stream.permit
@@ -69,6 +70,8 @@ async def _renew(gate: Gate) -> None:
     except LimiterUnavailable as error:
         log.warning("%d leases could not be renewed: %s", len(permits), error)
         return
+    finally:
+        gate.renewed.set()
     for permit_id in lost:
         stream = gate.live.get(permit_id)
         if stream is not None:

@@ -84,7 +84,8 @@ async def _walk(gate: Gate, stream: Stream) -> None:
         stream.failure = error
         await _farewell(gate, stream)
         return
-    gate.live[stream.permit.id] = stream
+    permit_id = stream.permit.id
+    gate.live[permit_id] = stream
     try:
         if gate.draining:  # since it was admitted
             stream.failure = Draining()
@@ -92,7 +93,7 @@ async def _walk(gate: Gate, stream: Stream) -> None:
             await _serve(gate, stream)
         await settle(gate, stream)
     finally:
-        del gate.live[stream.permit.id]
+        del gate.live[permit_id]
     await _farewell(gate, stream)
 
 

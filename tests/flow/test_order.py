@@ -224,6 +224,25 @@ async def test_a_lost_lease_cuts_the_stream() -> None:
     assert json.loads(hand.body.split(b"data: ")[-1])["code"] == "lease_lost"
 
 
+async def test_a_slot_is_not_given_back_in_the_middle_of_a_renewal() -> None:
+    """A stream that ends while leases are renewed waits for that: else its slot would be registered again."""
+    hand = Hand()
+    hand.limiter.hold_renewal = asyncio.Event()
+    hand.upstream.feed(token("water"))
+    running = hand.start()
+    await hand.log.until(line("water"))
+    ticking = asyncio.create_task(tick(hand.gate))
+    await hand.log.until("renew")
+    hand.upstream.feed(FINISH + USAGE + DONE)
+    await hand.log.until("settled")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert "release" not in hand.log
+    hand.limiter.hold_renewal.set()
+    await asyncio.gather(running, ticking)
+    assert hand.limiter.taken == set()
+
+
 async def test_a_checkpoint_tells_the_tokens_so_far() -> None:
     """A tick writes the running count of a live stream, and the next one only if it has changed."""
     hand = Hand()

@@ -79,6 +79,7 @@ class HandLimiter:
         self.taken: set[str] = set()
         self.lost: set[str] = set()
         self.hold: asyncio.Event | None = None
+        self.hold_renewal: asyncio.Event | None = None
 
     async def acquire(self, tenant_id: str, permit_id: str, max_streams: int) -> Permit:
         self.log.append("acquire")
@@ -91,6 +92,9 @@ class HandLimiter:
 
     async def renew(self, permits: Mapping[str, Permit], caps: Mapping[str, int]) -> set[str]:
         self.log.append("renew")
+        if self.hold_renewal is not None:
+            await self.hold_renewal.wait()
+        self.taken |= set(permits)  # as the real one does with a slot that is free
         return self.lost & set(permits)
 
     async def release(self, permit: Permit) -> None:
