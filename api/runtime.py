@@ -40,7 +40,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         clock = SystemClock()
         engine = open_engine(settings.ledger_url)
         stack.push_async_callback(engine.dispose)
-        redis = limiter_redis.connect(settings.redis_url)
+        redis = limiter_redis.connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
         tokenizer = ToktokTokenizer()
         upstream = _upstream(settings, tokenizer)
@@ -48,7 +48,9 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         ledger = SqlLedger(engine)
         gate = Gate(
             clock=clock,
-            limiter=RedisLimiter(redis, lease_seconds=settings.lease_seconds),
+            limiter=RedisLimiter(
+                redis, lease_seconds=settings.lease_seconds, timeout_seconds=settings.redis_timeout_seconds
+            ),
             ledger=ledger,
             upstream=upstream,
             accounts=SqlAccounts(engine, clock),

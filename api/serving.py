@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from auth.passwords import hash_password, verify_password
 from auth.principal import TENANT_SCOPES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from api.demo import Secrets
     from api.settings import Settings
 
@@ -35,12 +38,10 @@ def serve(settings: Settings, *, as_json: bool) -> None:
     secrets = asyncio.run(prepare(settings))
     config = _config(settings)
     listener = _listen(settings)
+    run = _runner(config, listener, workers=settings.web_concurrency)
     url = f"http://{_host(settings.host)}:{listener.getsockname()[1]}"
     print(_banner_json(settings, secrets, url) if as_json else _banner(settings, secrets, url), flush=True)  # noqa: T201
-    if settings.web_concurrency > 1:
-        Multiprocess(config, sockets=[listener]).run()
-    else:
-        uvicorn.Server(config).run(sockets=[listener])
+    run()
 
 
 async def prepare(settings: Settings) -> Secrets:
@@ -74,6 +75,16 @@ def _config(settings: Settings) -> uvicorn.Config:
         # The gate ends its own streams within the grace; this is for whatever else hangs on.
         timeout_graceful_shutdown=int(settings.drain_seconds + settings.settle_seconds + 15),
     )
+
+
+def _runner(config: uvicorn.Config, listener: socket.socket, *, workers: int) -> Callable[[], None]:
+    """What serves. From here on signals are heard: one that comes while modules load is not lost."""
+    if workers > 1:
+        return Multiprocess(config, sockets=[listener]).run
+    server = uvicorn.Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    return lambda: server.run(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".sluicegate")
     database_url: str = ""
     redis_url: str = "memory://"
+    redis_timeout_seconds: Seconds = 0.25
     auto_migrate: bool = True
 
     secret_key: SecretStr = SecretStr("")

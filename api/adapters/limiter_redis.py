@@ -94,7 +94,7 @@ def _key(tenant_id: str) -> str:
     return f"sg:{{{tenant_id}}}:streams"
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, *, timeout_seconds: float = 0.25) -> Redis:
     """A client for `memory://` (this process only) or a Redis URL. Connects when first used."""
     if url.startswith("memory://"):
         from fakeredis import FakeAsyncRedis, FakeServer  # noqa: PLC0415 - only where it is asked for
@@ -104,9 +104,9 @@ def connect(url: str) -> Redis:
     pool = aioredis.BlockingConnectionPool.from_url(
         url,
         max_connections=32,
-        timeout=0.25,
-        socket_timeout=0.25,
-        socket_connect_timeout=0.25,
+        timeout=timeout_seconds,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
         health_check_interval=30,
     )
     return aioredis.Redis.from_pool(pool)

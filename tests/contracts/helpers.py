@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from redis.asyncio import BlockingConnectionPool
+
 from api.adapters.ledger_sql import SqlLedger
 from api.core.booking import Ended, Happening
 from api.core.usage import Certainty, Source, Usage
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from typing import Self
 
+    from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 T = TypeVar("T")
@@ -95,8 +98,18 @@ async def eventually(holds: Callable[[], Awaitable[T]]) -> T:
     """Ask until the answer is true; TimeoutError if it never is."""
     async with asyncio.timeout(BOUND_SECONDS):
         while not (answer := await holds()):
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - what is asked is in another process
+            await asyncio.sleep(0.005)
     return answer
+
+
+def patient(client: Redis) -> Redis:
+    """The product's client, but one that no load on the machine makes give up."""
+    pool = client.connection_pool
+    if isinstance(pool, BlockingConnectionPool):  # a real Redis
+        pool.timeout = BOUND_SECONDS
+        pool.connection_kwargs["socket_timeout"] = BOUND_SECONDS
+        pool.connection_kwargs["socket_connect_timeout"] = BOUND_SECONDS
+    return client
 
 
 class LoopTurns:

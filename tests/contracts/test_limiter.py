@@ -11,7 +11,7 @@ from redis.crc import key_slot
 from api.adapters import limiter_redis
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import Permit, StreamsExhausted
-from tests.contracts.helpers import bounded, eventually
+from tests.contracts.helpers import BOUND_SECONDS, bounded, eventually, patient
 from tests.contracts.wires import Proxy
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ LEASE_MS = 60_000
 
 @pytest.fixture(params=["memory", "redis"])
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    """A client of an empty Redis, as the product opens it."""
+    """A client of an empty Redis."""
     url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
-    opened = limiter_redis.connect(url)
+    opened = patient(limiter_redis.connect(url))
     yield opened
     await opened.aclose()
 
@@ -34,7 +34,12 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 @pytest.fixture
 def limiter(client: Redis) -> RedisLimiter:
     """A limiter whose leases outlast any test."""
-    return RedisLimiter(client, lease_seconds=LEASE_MS / 1000)
+    return lenient(client)
+
+
+def lenient(client: Redis, lease_seconds: float = LEASE_MS / 1000) -> RedisLimiter:
+    """A limiter that waits for its answers however loaded the machine is."""
+    return RedisLimiter(client, lease_seconds=lease_seconds, timeout_seconds=BOUND_SECONDS)
 
 
 async def attempt(limiter: RedisLimiter, permit_id: str, cap: int, tenant: str = "tn_a") -> Permit | None:
@@ -87,7 +92,7 @@ async def test_never_more_than_the_cap(limiter, client) -> None:
 
 async def test_several_workers_share_one_cap(limiter, client) -> None:
     """P4: the cap is the tenant's, not the worker's."""
-    other = RedisLimiter(client, lease_seconds=LEASE_MS / 1000)
+    other = lenient(client)
     asked = [attempt(worker, f"p{n}-{i}", 5) for n in range(20) for i, worker in enumerate((limiter, other))]
     assert sum(permit is not None for permit in await bounded(asyncio.gather(*asked))) == 5
 
@@ -133,7 +138,7 @@ async def test_a_lowered_cap_holds_for_the_next_one(limiter) -> None:
 
 async def test_a_lease_that_nobody_renews_frees_its_slot(client) -> None:
     """P4: a dead worker's slots come back by themselves, when their leases have run out."""
-    limiter = RedisLimiter(client, lease_seconds=0.2)
+    limiter = lenient(client, lease_seconds=0.2)
     await limiter.acquire("tn_a", "dead", 1)
     assert await attempt(limiter, "early", 1) is None
     assert await eventually(lambda: attempt(limiter, "heir", 1))
@@ -201,7 +206,7 @@ async def test_expired_leases_do_not_count(limiter, client) -> None:
 
 async def test_a_shorter_lease_does_not_cut_a_longer_one(limiter, client) -> None:
     """P4 while LEASE_SECONDS is changed worker by worker: a lease lasts as long as its worker said."""
-    brief = RedisLimiter(client, lease_seconds=0.1)
+    brief = lenient(client, lease_seconds=0.1)
     await limiter.acquire("tn_a", "long", 2)
     await brief.acquire("tn_a", "short", 2)
 
@@ -261,8 +266,8 @@ async def test_renewing_nothing_is_nothing(limiter, client) -> None:
 async def test_all_tenants_are_renewed_in_one_round_trip(redis_server, redis_url) -> None:
     """A tick costs one round trip, whether a worker serves one tenant or thirty."""
     async with Proxy(lambda: asyncio.open_connection("127.0.0.1", redis_server.port)) as proxy:
-        client = limiter_redis.connect(f"redis://127.0.0.1:{proxy.port}/0")
-        limiter = RedisLimiter(client, lease_seconds=LEASE_MS / 1000)
+        client = patient(limiter_redis.connect(f"redis://127.0.0.1:{proxy.port}/0"))
+        limiter = lenient(client)
         permits: dict[str, Permit] = {}
         for n in range(30):
             permits |= await take(limiter, 3, f"tn_{n}")

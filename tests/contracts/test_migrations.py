@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
+@pytest.fixture
+async def database(kind: str, new_database: Callable[[str], str]) -> str:
+    """A database of the test's own, migrated: these tests change more than rows."""
+    url = new_database(kind)
+    await asyncio.to_thread(migrate, url)
+    return url
+
+
 def differences(connection: Connection) -> list[object]:
     """What a migration would still have to do."""
     return list(compare_metadata(MigrationContext.configure(connection), metadata))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +17,8 @@ from tests.contracts.helpers import bounded, eventually, turns
 from tests.contracts.wires import STREAM_HEAD, Provider, chunked
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from api.ports import UpstreamAnswer
 
 KEY = "sk-THE-SECRET-KEY"
@@ -23,9 +27,14 @@ TOKEN = b'data: {"choices": []}\n\n'
 DONE = b"data: [DONE]\n\n"
 
 
-def upstream_of(provider: Provider, silence_seconds: float = 20) -> OpenAIUpstream:
+@asynccontextmanager
+async def upstream_of(provider: Provider, silence_seconds: float = 20) -> AsyncIterator[OpenAIUpstream]:
     """The adapter under test."""
-    return OpenAIUpstream(api_key=KEY, base_url=provider.url, silence_seconds=silence_seconds)
+    upstream = OpenAIUpstream(api_key=KEY, base_url=provider.url, silence_seconds=silence_seconds)
+    try:
+        yield upstream
+    finally:
+        await bounded(upstream.close())
 
 
 def response(status: str, content: bytes, *headers: str, length: int | None = None) -> bytes:
@@ -73,12 +82,10 @@ async def test_the_body_reaches_the_provider_as_it_is() -> None:
         "timeout": 0.001,
         "vendor.option": {"nested": {"deep": [1, 2.5, "3", False]}},
     }
-    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as provider:
-        upstream = upstream_of(provider)
+    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as provider, upstream_of(provider) as upstream:
         answer = await bounded(upstream.open(dict(sent)))
         await read_until(answer, DONE)
         await answer.close()
-        await upstream.close()
     (request,) = provider.requests
     assert json.loads(request.body) == sent
     head = request.head.decode().lower().split("\r\n")
@@ -88,22 +95,25 @@ async def test_the_body_reaches_the_provider_as_it_is() -> None:
 
 async def test_a_finished_answer_gives_its_connection_back() -> None:
     """No handshake per request: after finish and close the next one goes out on the same connection."""
-    async with Provider(STREAM_HEAD + chunked(TOKEN), chunked(DONE, b"")) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(STREAM_HEAD + chunked(TOKEN), chunked(DONE, b"")) as provider,
+        upstream_of(provider) as upstream,
+    ):
         for _ in range(5):
             answer = await bounded(upstream.open(BODY))
             await read_until(answer, DONE)
             await bounded(answer.finish())
             await bounded(answer.close())
         assert (len(provider.requests), provider.accepted) == (5, 1)
-        await upstream.close()
 
 
 async def test_the_end_of_a_body_that_comes_late_is_waited_for() -> None:
     """The terminal event and the end of the body may be two packets: the connection is kept all the same."""
     late = asyncio.Event()
-    async with Provider(STREAM_HEAD + chunked(TOKEN, DONE), late, chunked(b"")) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(STREAM_HEAD + chunked(TOKEN, DONE), late, chunked(b"")) as provider,
+        upstream_of(provider) as upstream,
+    ):
         for _ in range(3):
             late.clear()
             answer = await bounded(upstream.open(BODY))
@@ -112,29 +122,31 @@ async def test_the_end_of_a_body_that_comes_late_is_waited_for() -> None:
             await bounded(answer.finish())
             await bounded(answer.close())
         assert provider.accepted == 1
-        await upstream.close()
 
 
 async def test_an_answer_that_does_not_end_is_given_up() -> None:
     """After the terminal event the rest is waited for a moment only; then the connection is broken."""
     never = asyncio.Event()
-    async with Provider(STREAM_HEAD + chunked(TOKEN, DONE), never) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(STREAM_HEAD + chunked(TOKEN, DONE), never) as provider,
+        upstream_of(provider) as upstream,
+    ):
         answer = await bounded(upstream.open(BODY))
         await read_until(answer, DONE)
         await bounded(answer.finish())
         assert not provider.gone.is_set()
         await bounded(answer.close())
         await bounded(provider.gone.wait())
-        await bounded(upstream.open(BODY))
+        await bounded((await bounded(upstream.open(BODY))).close())
         assert provider.accepted == 2
-        await upstream.close()
 
 
 async def test_a_kept_connection_that_the_provider_closed_is_not_a_failure() -> None:
     """Providers close idle connections when they like; the next request takes another one."""
-    async with Provider(STREAM_HEAD + chunked(DONE, b""), hangs_up=True) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(STREAM_HEAD + chunked(DONE, b""), hangs_up=True) as provider,
+        upstream_of(provider) as upstream,
+    ):
         for _ in range(3):
             provider.gone.clear()
             answer = await bounded(upstream.open(BODY))
@@ -144,75 +156,83 @@ async def test_a_kept_connection_that_the_provider_closed_is_not_a_failure() -> 
             await bounded(provider.gone.wait())
             await turns()  # the end of the connection is in the socket: let the client see it
         assert provider.accepted == 3
-        await upstream.close()
 
 
 async def test_one_request_is_sent_once() -> None:
     """No retries of the SDK's own: each would be a second bill."""
-    async with Provider(response("500 Oops", b"{}", "retry-after: 0")) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(response("500 Oops", b"{}", "retry-after: 0")) as provider,
+        upstream_of(provider) as upstream,
+    ):
         with pytest.raises(UpstreamFailed):
             await bounded(upstream.open(BODY))
         with pytest.raises(UpstreamFailed):
             await bounded(upstream.models())
         assert len(provider.requests) == 2
-        await upstream.close()
 
 
 BROKEN = {
-    "closes without a word": (b"",),
-    "breaks off in the head": (b"HTTP/1.1 200 OK\r\ncontent-",),
-    "does not speak HTTP": (b"220 smtp.example.com ESMTP\r\n\r\n",),
-    "breaks off its error": (response("500 Oops", b'{"error"', length=100),),
-    "breaks off its blame": (response("400 Bad Request", b'{"error"', length=100),),
-    "sends an error in no known form": (response("400 Bad Request", b"<html>"),),
-    "sends an error that is a list": (response("422 No", b'[{"error": 1}]'),),
-    "sends an error that is a text": (response("400 Bad Request", b'{"error": "no"}'),),
+    "closes without a word": (None, b""),
+    "breaks off in the head": (None, b"HTTP/1.1 200 OK\r\ncontent-"),
+    "does not speak HTTP": (None, b"220 smtp.example.com ESMTP\r\n\r\n"),
+    "breaks off its error": (500, response("500 Oops", b'{"error"', length=100)),
+    "breaks off its blame": (400, response("400 Bad Request", b'{"error"', length=100)),
+    "sends an error in no known form": (400, response("400 Bad Request", b"<html>")),
+    "sends an error that is a list": (422, response("422 No", b'[{"error": 1}]')),
+    "sends an error that is a text": (400, response("400 Bad Request", b'{"error": "no"}')),
 }
 
 
 @pytest.mark.parametrize("ask", ["open", "models"])
 @pytest.mark.parametrize("name", BROKEN)
 async def test_however_a_provider_fails_it_is_upstream_failed(name, ask) -> None:
-    """One exception for all of it: no error of the SDK, of aiohttp or of a decoder comes through."""
-    async with Provider(*BROKEN[name], hangs_up=True) as provider:
-        upstream = upstream_of(provider)
+    """One exception for all of it, with the status if one came: nothing of the SDK or of aiohttp gets out."""
+    status, answer = BROKEN[name]
+    async with Provider(answer, hangs_up=True) as provider, upstream_of(provider) as upstream:
         with pytest.raises(UpstreamFailed) as failed:
             await bounded(upstream.open(BODY) if ask == "open" else upstream.models())
+        assert (failed.value.status, failed.value.timed_out) == (status, False)
         assert isinstance(dict(failed.value.body), dict)
-        assert failed.value.timed_out is False
-        await upstream.close()
+    gc.collect()  # a connection that was forgotten says so now
 
 
-async def test_a_silent_error_body_times_out() -> None:
-    """A refusal whose body never ends is a failure too, within `silence_seconds`."""
+async def test_an_error_that_does_not_end_is_given_up() -> None:
+    """A refusal whose body never comes is one all the same, after `silence_seconds`; its connection goes."""
     never = asyncio.Event()
-    async with Provider(response("500 Oops", b'{"error"', length=100), never) as provider:
-        upstream = upstream_of(provider, silence_seconds=0.2)
-        with pytest.raises(UpstreamFailed):
+    async with (
+        Provider(response("500 Oops", b'{"error"', length=100), never) as provider,
+        upstream_of(provider, silence_seconds=0.2) as upstream,
+    ):
+        with pytest.raises(UpstreamFailed) as failed:
             await bounded(upstream.open(BODY))
+        assert failed.value.status == 500
         await bounded(provider.gone.wait())
-        await upstream.close()
+    gc.collect()
 
 
 MIDDLE = {
-    "closes in a chunk": (STREAM_HEAD + chunked(TOKEN) + b"40\r\ndata: ",),
-    "closes between chunks": (STREAM_HEAD + chunked(TOKEN),),
-    "sends no chunk": (STREAM_HEAD + chunked(TOKEN) + b"zzz\r\n",),
-    "sends less than it said": (response("200 OK", TOKEN, length=1000),),
+    "closes in a chunk": STREAM_HEAD + chunked(TOKEN) + b"40\r\ndata: ",
+    "closes between chunks": STREAM_HEAD + chunked(TOKEN),
+    "sends no chunk": STREAM_HEAD + chunked(TOKEN) + b"zzz\r\n",
+    "sends less than it said": response("200 OK", TOKEN, length=1000),
 }
 
 
 @pytest.mark.parametrize("name", MIDDLE)
 async def test_a_body_that_breaks_off_is_no_end(name) -> None:
     """P3: a body cut short raises; read as an end it would pass for a finished answer."""
-    async with Provider(*MIDDLE[name], hangs_up=True) as provider:
-        upstream = upstream_of(provider)
-        answer = await bounded(upstream.open(BODY))
-        with pytest.raises(UpstreamFailed):
-            await read_all(answer)
-        await bounded(answer.close())
-        await upstream.close()
+    async with Provider(MIDDLE[name], hangs_up=True) as provider, upstream_of(provider) as upstream:
+
+        async def ask() -> None:
+            answer = await bounded(upstream.open(BODY))
+            try:
+                await read_all(answer)
+            finally:
+                await bounded(answer.close())
+
+        with pytest.raises(UpstreamFailed) as failed:
+            await ask()
+        assert (failed.value.status, failed.value.timed_out) == (None, False)
 
 
 async def test_a_key_echoed_by_the_provider_stays_inside() -> None:
@@ -220,15 +240,16 @@ async def test_a_key_echoed_by_the_provider_stays_inside() -> None:
     error = json.dumps(
         {"error": {"message": f"Incorrect API key provided: {KEY}", "code": "invalid_api_key"}}
     )
-    async with Provider(response("401 Unauthorized", error.encode())) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(response("401 Unauthorized", error.encode())) as provider,
+        upstream_of(provider) as upstream,
+    ):
         for ask in (upstream.open(BODY), upstream.models()):
             with pytest.raises(UpstreamFailed) as failed:
                 await bounded(ask)
             failure = failed.value
             assert (failure.status, dict(failure.body)) == (401, {})
             assert KEY not in f"{failure} {failure!r} {failure.args}"
-        await upstream.close()
 
 
 async def test_the_blame_of_a_bad_request_is_passed_on() -> None:
@@ -240,41 +261,40 @@ async def test_the_blame_of_a_bad_request_is_passed_on() -> None:
         "code": "bad",
         "more": [1],
     }
-    async with Provider(response("400 Bad Request", json.dumps({"error": error}).encode())) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(response("400 Bad Request", json.dumps({"error": error}).encode())) as provider,
+        upstream_of(provider) as upstream,
+    ):
         with pytest.raises(UpstreamFailed) as failed:
             await bounded(upstream.open(BODY))
         assert dict(failed.value.body) == error
-        await upstream.close()
 
 
 async def test_bytes_come_as_they_are_sent() -> None:
     """No line is joined, split or decoded: SSE with CRs, U+2028, broken UTF-8 and NULs is passed through."""
     odd = b"data: a\r\rdata: \xe2\x80\xa8\xff\x00\x85\r\n\r\n: c\x0c\n\n"
-    async with Provider(STREAM_HEAD + chunked(*(odd[i : i + 1] for i in range(len(odd))), b"")) as provider:
-        upstream = upstream_of(provider)
+    async with (
+        Provider(STREAM_HEAD + chunked(*(odd[i : i + 1] for i in range(len(odd))), b"")) as provider,
+        upstream_of(provider) as upstream,
+    ):
         answer = await bounded(upstream.open(BODY))
         assert await read_all(answer) == odd
         await answer.close()
-        await upstream.close()
 
 
 async def test_a_compressed_answer_is_unpacked() -> None:
     """If the adapter says that it takes gzip, an answer in gzip is readable."""
     packed = gzip.compress(TOKEN + DONE)
     head = STREAM_HEAD.replace(b"content-type", b"content-encoding: gzip\r\ncontent-type")
-    async with Provider(head + chunked(packed, b"")) as provider:
-        upstream = upstream_of(provider)
+    async with Provider(head + chunked(packed, b"")) as provider, upstream_of(provider) as upstream:
         answer = await bounded(upstream.open(BODY))
         assert await read_until(answer, DONE) == TOKEN + DONE
         await answer.close()
-        await upstream.close()
 
 
 async def test_closing_the_upstream_closes_its_connections() -> None:
     """P12: nothing stays open after a shutdown, kept connections included."""
-    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as provider:
-        upstream = upstream_of(provider)
+    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as provider, upstream_of(provider) as upstream:
         answer = await bounded(upstream.open(BODY))
         await read_until(answer, DONE)
         await bounded(answer.finish())

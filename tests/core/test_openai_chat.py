@@ -28,6 +28,13 @@ def seen(**values: object) -> Seen:
     return Seen(model="gpt-4o-2024-08-06", **values)
 
 
+def meaning(event: Seen) -> tuple:
+    return (
+        *(event.content, event.pieces, event.usage, event.model, event.error),
+        *(bool(event.finish), event.terminal, event.usage_only, event.unreadable),
+    )
+
+
 def call(index: int | None, **function: str) -> dict:
     return {"tool_calls": [{"index": index, "id": "call_1", "type": "function", "function": function}]}
 
@@ -71,7 +78,7 @@ EVENTS = {
 def test_read_finds_what_counts_in_an_event(name):
     """Text by channel, usage, model; fields that nobody knows are passed over."""
     data, expected = EVENTS[name]
-    assert read(parse(data_event(data))) == expected
+    assert meaning(read(parse(data_event(data)))) == meaning(expected)
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter"])
@@ -104,7 +111,7 @@ def test_a_whole_completion_reads_like_a_stream_that_is_over():
     body = {"object": "chat.completion", "model": "gpt-4o-2024-08-06", "choices": [choice], "usage": USAGE}
     pieces = [Piece((0, "content"), "Hi"), Piece((0, "tool 0"), "f{}")]
     found = read_object(json.dumps(body).encode())
-    assert found == seen(content="Hi", pieces=pieces, usage=Reported(9, 12), finish=True)
+    assert meaning(found) == meaning(seen(content="Hi", pieces=pieces, usage=Reported(9, 12), finish=True))
 
 
 @pytest.mark.parametrize(

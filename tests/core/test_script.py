@@ -75,7 +75,7 @@ def test_a_stream_says_the_text_and_counts_it(tokens, per_chunk):
     assert sent(steps) == tokens
     assert [event.terminal for event in seen] == [False] * (len(seen) - 1) + [True]
     assert [event.usage for event in seen if event.usage] == [Reported(7, tokens)]
-    assert sum(event.finish for event in seen) == 1
+    assert sum(bool(event.finish) for event in seen) == 1
 
 
 def test_a_name_alone_is_the_default_script():
@@ -140,7 +140,7 @@ def test_a_request_limits_the_answer(body, tokens, reason):
     assert script.tokens == tokens
     steps, seen = play(script)
     assert sent(steps) == tokens
-    assert sum(event.finish for event in seen) == 1
+    assert sum(bool(event.finish) for event in seen) == 1
     assert any(f'"finish_reason":"{reason}"'.encode() in step.data for step in steps)
     answer = json.loads(whole_answer(script, "scripted", 7))
     assert answer["choices"][0]["finish_reason"] == reason

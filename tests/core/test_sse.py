@@ -119,9 +119,10 @@ def test_a_torn_crlf_gives_the_same_events_as_a_whole_one():
 
 @pytest.mark.parametrize("separator", NOT_LINE_ENDS)
 def test_what_only_python_calls_a_line_end_is_text(separator):
-    """U+2028, U+0085, the form feed and their like stay inside the data."""
+    """U+2028, U+0085, the form feed and their like stay inside the data, also among other lines."""
     data = f"a{separator}{separator}b".encode()
     assert framed([b"data: " + data + b"\n\n"]) == [(b"", data)]
+    assert framed([b"event: x\ndata: " + data + b"\n\n"]) == [(b"x", data)]
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)
@@ -146,7 +147,7 @@ def test_each_line_end_ends_a_line(end):
         (b": keep-alive\n\n", b"", b""),
         (b"event: ping\n\n", b"ping", b""),
         (b": note\ndata: x\n\n", b"", b"x"),
-        (BOM + b"data: x\n\n", b"", b"x"),
+        (b"event: a \ndata:  x \n\n", b"a ", b" x "),
     ],
 )
 def test_parse_reads_fields_as_the_standard_says(raw, name, data):

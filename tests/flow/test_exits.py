@@ -37,6 +37,7 @@ class Scene:
     label: str
     dialect: str
     clients: list[WireClient] = field(default_factory=list)
+    received: int | None = None  # tokens, where the client read to the end
 
     async def ask(self, script: str, *, slow: bool = False) -> WireClient:
         """Ask for a stream that the upstream plays by `script`."""
@@ -129,7 +130,10 @@ async def upstream_refuses(scene: Scene) -> None:
 
 async def _breaks(scene: Scene, how: str) -> None:
     client = await scene.ask(f"tokens=20&{how}")
-    last = json.loads(data_lines(await client.body())[-1])
+    lines = data_lines(await client.body())
+    scene.received = sum(b'"token":' in line or b'"content":"' in line for line in lines)
+    scene.received -= 2 * (scene.dialect == "openai_chat")  # the role's chunk and the error's
+    last = json.loads(lines[-1])
     error = last["error"]
     assert (error if scene.dialect == "openai_chat" else last)["code"] == "upstream_failed"
 
@@ -140,7 +144,7 @@ async def upstream_reports_an_error(scene: Scene) -> None:
 
 
 async def upstream_resets(scene: Scene) -> None:
-    """The provider's connection breaks in the middle."""
+    """The provider's connection breaks in the middle; a reset takes with it what was not read yet."""
     await _breaks(scene, "reset_at=10")
 
 
@@ -212,7 +216,7 @@ TABLE = {
         Certainty.AT_LEAST,
     ),
     "upstream resets": Exit(
-        upstream_resets, Ended.FAILED, Happening.UPSTREAM_BROKE, 10, Source.COUNTED, Certainty.AT_LEAST
+        upstream_resets, Ended.FAILED, Happening.UPSTREAM_BROKE, (0, 10), Source.COUNTED, Certainty.AT_LEAST
     ),
     "upstream ends early": Exit(
         upstream_ends_early, Ended.FAILED, Happening.UPSTREAM_BROKE, 10, Source.COUNTED, Certainty.AT_LEAST
@@ -274,6 +278,7 @@ async def test_every_exit_is_settled_once(
         assert (event.usage.source, event.usage.certainty) == (row.source, row.certainty)
         least, most = row.output if isinstance(row.output, tuple) else (row.output, row.output)
         assert least <= event.usage.output_tokens <= min(most, stats["tokens_sent"])
+        assert scene.received in {None, event.usage.output_tokens}
         assert event.usage.input_tokens == row.input
         assert event.booking.dialect == dialect
         assert await app.gate.ledger.in_flight_count() == 0

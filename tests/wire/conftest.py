@@ -28,6 +28,7 @@ def gate(
             REDIS_URL=redis.url,
             OPENAI_BASE_URL=f"{scripted.url}/v1",
             WEB_CONCURRENCY="2",
+            REDIS_TIMEOUT_SECONDS="5",  # the tests share two cores with the servers
             SECRET_KEY="s" * 40,
             ADMIN_EMAIL="boss@example.com",
             ADMIN_PASSWORD="correct horse battery staple",

@@ -49,9 +49,13 @@ def banner(process: subprocess.Popen[str]) -> str:
 def stop(process: subprocess.Popen[str]) -> None:
     """Ctrl+C."""
     process.send_signal(signal.SIGINT)
-    process.wait(20)
-    assert process.stdout is not None
-    process.stdout.close()
+    try:
+        process.wait(20)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def curl_of(text: str) -> str:

@@ -75,7 +75,7 @@ async def ask(page: Page, key: str, prompt: str, model: str = "") -> None:
 
 async def test_a_stream_arrives_in_the_browser(page: Page, demo: GateProcess) -> None:
     """With the demo key and the default model the words arrive, and the usage shows what they cost."""
-    await ask(page, demo.facts["key"], "Why is the sky blue?")
+    await ask(page, demo.tenant()[1], "Why is the sky blue?")
     await expect(page.locator("#state")).to_have_text("Done", timeout=20_000)
     words = (await page.inner_text("#output")).split()
     assert len(words) == 48

@@ -1,0 +1,145 @@
+"""Every route asks who is calling, but for a short list; and the OpenAPI page says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from api.app import create_app
+from api.settings import Settings
+from auth.dependencies import Requires, authenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi.dependencies.models import Dependant
+
+OPEN = {
+    "/": "the page asks for a key itself",
+    "/static/{name}": "the page's files; a fixed list",
+    "/healthz": "a load balancer has no key",
+    "/readyz": "a load balancer has no key",
+    "/auth/login": "this is where an admin gets a credential; throttled",
+    "/openapi.json": "the description of the interface",
+    "/docs": "the same, to read",
+    "/docs/oauth2-redirect": "part of /docs",
+    "/redoc": "the same, to read",
+}
+APP = create_app(Settings(_env_file=None, secret_key="k" * 32, redis_url="memory://", web_concurrency=1))
+ROUTES = [(route.path or "", sorted(route.methods or ()), route) for route in iter_route_contexts(APP.routes)]
+GUARDED = [(method, path) for path, methods, _ in ROUTES if path not in OPEN for method in methods]
+
+
+def dependencies(dependant: Dependant) -> Iterator[Any]:
+    for inner in dependant.dependencies:
+        yield inner.call
+        yield from dependencies(inner)
+
+
+def asks_who_calls(route: Any) -> bool:
+    dependant = getattr(route, "dependant", None)
+    calls = list(dependencies(dependant)) if dependant is not None else []
+    return authenticated in calls and any(isinstance(call, Requires) for call in calls)
+
+
+def test_every_route_needs_a_principal_unless_it_is_on_the_list():
+    """Whoever adds a route says who may call it; the list names nothing that needs one or is gone."""
+    assert len(ROUTES) > 15
+    assert {path for path, _, route in ROUTES if not asks_who_calls(route)} == set(OPEN)
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+async def test_a_call_without_a_credential_is_401(method, path):
+    """Before the body is read, before the path's ids are looked at, and with OpenAI's error object."""
+    transport = httpx2.ASGITransport(app=APP, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://gate") as client:
+        answer = await client.request(method, path, content=b"not even JSON")
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["x-request-id"]
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_what_costs_money_asks_for_the_scope_chat_and_admin_for_admin():
+    """The scope that a route requires follows from where it stands."""
+    scopes = {
+        path: {call.scope for call in dependencies(route.dependant) if isinstance(call, Requires)}
+        for path, _, route in ROUTES
+        if path not in OPEN
+    }
+    for path, asked in scopes.items():
+        wanted = "admin" if path.startswith("/admin") else "usage:read" if "usage" in path else "chat"
+        assert asked == {wanted}, path
+
+
+# --- the OpenAPI page -----------------------------------------------------------------------------------
+
+DOCUMENT = APP.openapi()
+OPERATIONS = [
+    (method, path, operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def test_both_security_schemes_are_described():
+    """A bearer key or token, or a key in `x-api-key`: what `/docs` offers under Authorize."""
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    assert {
+        name: (scheme["type"], scheme.get("scheme") or scheme.get("name")) for name, scheme in schemes.items()
+    } == {
+        "Bearer": ("http", "bearer"),
+        "ApiKey": ("apiKey", "x-api-key"),
+    }
+
+
+def test_every_guarded_route_offers_both_schemes_and_open_ones_none():
+    """What the page says of a route's security is what the route does."""
+    for method, path, operation in OPERATIONS:
+        offered = {name for scheme in operation.get("security", []) for name in scheme}
+        assert offered == (set() if path in OPEN else {"Bearer", "ApiKey"}), (method, path)
+
+
+def test_every_reference_resolves():
+    """Also those to the bodies that routes read themselves."""
+    found = set(references(DOCUMENT))
+    assert any(reference.endswith("/ChatRequest") for reference in found)
+    for reference in found:
+        node: Any = DOCUMENT
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
+        assert node
+
+
+def test_every_route_that_changes_something_describes_its_body():
+    """A POST without a described body could not be tried on `/docs`."""
+    for method, path, operation in OPERATIONS:
+        if method in {"post", "put", "patch"}:
+            assert operation["requestBody"]["content"]["application/json"]["schema"], path
+
+
+def test_every_public_route_is_on_the_page():
+    """But for the page at `/`, its files, and the documentation itself."""
+    hidden = {path for path, _, _ in ROUTES} - set(DOCUMENT["paths"])
+    assert hidden == set(OPEN) - {"/healthz", "/readyz", "/auth/login"}
+
+
+async def test_a_wrong_method_says_which_are_right():
+    """RFC 9110, 15.5.6: a 405 must carry `Allow`."""
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=APP), base_url="http://gate") as client:
+        answer = await client.delete("/healthz")
+    assert (answer.status_code, answer.headers.get("allow")) == (405, "GET")
