@@ -7,7 +7,7 @@ that its text is public, reaches a caller. An exception without a row is a 500 t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,7 +41,7 @@ class BadRequest(Exception):  # noqa: N818 - reads as what happened
 
 
 class NotFound(Exception):  # noqa: N818
-    """No such thing, or not the caller's."""
+    """There is no such thing, or it is not the caller's."""
 
 
 class Conflict(Exception):  # noqa: N818
@@ -74,7 +74,7 @@ class Row:
 
     status: int
     type: str
-    code: str | None
+    code: str
     text: str | None = None
 
 
@@ -109,13 +109,19 @@ _UNKNOWN = Row(500, _SERVER, "internal_error", "The gateway failed. The request 
 
 
 def failure_of(error: Exception) -> Failure:
-    """What a caller is told of an error."""
-    if isinstance(error, HTTPException):  # of the framework: no such route, wrong method
-        return _of_framework(error)
+    """What a caller is told of an error; a 429 or 503 always with Retry-After."""
+    failure = _of_framework(error) if isinstance(error, HTTPException) else _of_ours(error)
+    if failure.status in {429, 503} and "retry-after" not in failure.headers:
+        seconds = str(getattr(error, "retry_after_seconds", 1))
+        return replace(failure, headers={**failure.headers, "retry-after": seconds})
+    return failure
+
+
+def _of_ours(error: Exception) -> Failure:
     row = ROWS.get(type(error), _UNKNOWN)
     if isinstance(error, UpstreamFailed):
         return _of_upstream(error, row)
-    status, code, param, headers = row.status, row.code or "", None, {}
+    status, code, param, headers = row.status, row.code, None, {}
     if isinstance(error, BadRequest):
         status, param = error.status, error.param
         code = "request_too_large" if status == 413 else code  # noqa: PLR2004 - HTTP
@@ -124,8 +130,6 @@ def failure_of(error: Exception) -> Failure:
         status = 504 if error.cause == "deadline" else status
     elif isinstance(error, NotAuthenticated):
         headers = {"www-authenticate": "Bearer"}
-    if status in {429, 503}:
-        headers = {"retry-after": str(getattr(error, "retry_after_seconds", 1))}
     return Failure(status, row.type, code, row.text or str(error), param, headers)
 
 
@@ -145,7 +149,7 @@ def _of_upstream(error: UpstreamFailed, row: Row) -> Failure:
         return Failure(429, "rate_limit_error", "upstream_rate_limited", text, headers=headers)
     if error.timed_out:
         return Failure(504, row.type, "upstream_timeout", str(error))
-    return Failure(row.status, row.type, row.code or "", str(error))
+    return Failure(row.status, row.type, row.code, str(error))
 
 
 def _seconds(retry_after: str | None) -> str:
@@ -156,7 +160,10 @@ def _seconds(retry_after: str | None) -> str:
 def _of_framework(error: HTTPException) -> Failure:
     text = {404: "No such route.", 405: "This route does not take that method."}.get(error.status_code)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return Failure(error.status_code, _INVALID, code, text or "The request cannot be understood.")
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    return Failure(
+        error.status_code, _INVALID, code, text or "The request cannot be understood.", headers=headers
+    )
 
 
 def json_error(failure: Failure) -> bytes:

@@ -6,11 +6,12 @@ UTC seconds, as RFC 7519 has them; expiry is checked against the caller's clock 
 
 from __future__ import annotations
 
+import base64
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from jose import jwt
+from jose import jwk, jwt
 from jose.exceptions import JOSEError
 
 from auth.principal import NotAuthenticated, Scope
@@ -38,7 +39,9 @@ class TokenSigner:
     """Signs and reads tokens with one secret."""
 
     def __init__(self, secret: str) -> None:
-        self._secret = secret
+        # As a JWK, because python-jose takes a text that looks like JSON or like a PEM file for a key file.
+        octets = base64.urlsafe_b64encode(secret.encode()).rstrip(b"=").decode()
+        self._key = jwk.construct({"kty": "oct", "k": octets}, ALGORITHM)
 
     def sign(
         self,
@@ -62,7 +65,7 @@ class TokenSigner:
         }
         extra = {"key": key_id, "user": user, "end_user": end_user}
         claims |= {name: value for name, value in extra.items() if value is not None}
-        return str(jwt.encode(claims, self._secret, algorithm=ALGORITHM))
+        return str(jwt.encode(claims, self._key, algorithm=ALGORITHM))
 
     def read(self, token: str, *, now: float) -> Claims:
         """The claims of a token that holds at `now`. Raises NotAuthenticated for any other."""
@@ -71,7 +74,7 @@ class TokenSigner:
         try:
             claims = jwt.decode(
                 token,
-                self._secret,
+                self._key,
                 algorithms=[ALGORITHM],
                 audience=AUDIENCE,
                 issuer=ISSUER,

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from api.adapters import rows_sql
 from api.adapters.database_sql import WRITES
@@ -62,11 +63,20 @@ class SqlLedger:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._wake = asyncio.Event()
         self._closing = False
+        self._down = False
 
     # --- what the flow calls: none of these waits -----------------------------------------------
 
     def book(self, booking: Booking) -> asyncio.Future[None]:
-        """Write a booking; done once it is durable, LedgerUnavailable if it could not be."""
+        """Write a booking; done once it is durable, LedgerUnavailable if it could not be.
+
+        Fails at once while the database is known to be away.
+        """
+        if self._down:
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(LedgerUnavailable("the database is away"))
+            refused.exception()  # it is not an error that nobody waits for it
+            return refused
         return self._submit(booking, settles=False)
 
     def settle(self, event: UsageEvent) -> asyncio.Future[None]:
@@ -95,12 +105,12 @@ class SqlLedger:
         while not (self._closing and not self._waiting):
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting or self._checkpoints:
+            while self._waiting or self._checkpoints or self._down:
                 if await self._write_group():
                     failures = 0
                     continue
                 failures += 1
-                if self._closing and failures > len(_RETRY_SECONDS):
+                if self._closing and (failures > len(_RETRY_SECONDS) or not self._waiting):
                     self._give_up()
                     return
                 await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1])
@@ -117,45 +127,51 @@ class SqlLedger:
         self._waiting.clear()
 
     async def _write_group(self) -> bool:
-        """Write what waits. False if the database is away; settlements then wait on."""
+        """Write what waits. False if the database is away; settlements and checkpoints then wait on."""
         group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
-        checkpoints, self._checkpoints = list(self._checkpoints.values()), {}
+        checkpoints, self._checkpoints = self._checkpoints, {}
         try:
             await self._commit(group, checkpoints)
-        except (IntegrityError, DataError) as error:
-            await self._write_singly(group, error)
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("the database did not take %d writes: %s", len(group), type(error).__name__)
-            for op in group:
-                if not op.settles:
-                    _fail(op, error)
-            self._waiting = [op for op in group if op.settles] + self._waiting
+        except Exception as error:  # noqa: BLE001 - sorted by what is at fault
+            self._checkpoints = checkpoints | self._checkpoints
+            if _rows_fault(error):
+                return await self._write_singly(group)
+            self._put_back(group, error)
             return False
-        else:
-            for op in group:
-                _succeed(op)
+        self._down = False
+        for op in group:
+            _succeed(op)
         return True
 
-    async def _write_singly(self, group: list[_Op], error: Exception) -> None:
-        """One row of the group is wrong: find it, and write the others."""
-        if len(group) == 1:
-            log.error("a row was refused: %s", type(error).__name__)
-            _fail(group[0], error)
-            return
-        for op in group:
+    async def _write_singly(self, group: list[_Op]) -> bool:
+        """One row of the group is refused: write the others, and let that one fail alone."""
+        for position, op in enumerate(group):
             try:
-                await self._commit([op], [])
-            except (SQLAlchemyError, OSError, TimeoutError) as single:
-                if op.settles and not isinstance(single, IntegrityError | DataError):
-                    self._waiting.append(op)
-                    self._wake.set()
-                else:
-                    log.error("a row was refused: %s", type(single).__name__)  # noqa: TRY400 - may hold data
-                    _fail(op, single)
+                await self._commit([op], {})
+            except Exception as error:  # noqa: BLE001 - sorted by what is at fault
+                if not _rows_fault(error):
+                    self._put_back(group[position:], error)
+                    return False
+                log.error("a row was refused: %s", type(error).__name__)  # noqa: TRY400 - its text may hold data
+                _fail(op, error)
             else:
                 _succeed(op)
+        for booking_id, checkpoint in self._checkpoints.copy().items():
+            with suppress(Exception):  # a running count is written again in a second
+                await self._commit([], {booking_id: checkpoint})
+            self._checkpoints.pop(booking_id, None)
+        return True
 
-    async def _commit(self, group: list[_Op], checkpoints: list[Checkpoint]) -> None:
+    def _put_back(self, group: list[_Op], error: Exception) -> None:
+        """The database is away: bookings fail, settlements are tried again."""
+        self._down = True
+        log.warning("the database did not take %d writes: %s", len(group), type(error).__name__)
+        for op in group:
+            if not op.settles:
+                _fail(op, error)
+        self._waiting = [op for op in group if op.settles] + self._waiting
+
+    async def _commit(self, group: list[_Op], checkpoints: dict[str, Checkpoint]) -> None:
         bookings = [rows_sql.booking_row(op.item) for op in group if not op.settles]  # type: ignore[arg-type]
         events = {op.item.booking.id: op.item for op in group if op.settles}  # type: ignore[union-attr]
         async with self._engine.connect() as connection:
@@ -165,7 +181,7 @@ class SqlLedger:
                     await connection.execute(insert(in_flight), bookings)
                 if checkpoints:
                     await connection.execute(
-                        _UPDATE_CHECKPOINT, [rows_sql.checkpoint_row(c) for c in checkpoints]
+                        _UPDATE_CHECKPOINT, [rows_sql.checkpoint_row(c) for c in checkpoints.values()]
                     )
                 if events:
                     await _settle_all(connection, events)
@@ -215,6 +231,20 @@ async def _settle_all(connection: AsyncConnection, events: dict[str, Any]) -> No
     rows = [rows_sql.event_row(events[booking_id]) for booking_id in owned.scalars()]
     if rows:
         await connection.execute(insert(usage_events), rows)
+
+
+def _rows_fault(error: Exception) -> bool:
+    """Whether a row was refused for what is in it; anything else is taken for the database being away."""
+    if isinstance(error, DBAPIError):
+        cause = error.orig.__cause__ if error.orig is not None else None
+        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+        return (
+            isinstance(error, IntegrityError | DataError)
+            or sqlstate.startswith(("22", "23"))  # data exception, integrity constraint violation
+            or isinstance(cause, ValueError)  # asyncpg could not encode a parameter
+        )
+    # Before the driver was asked: a value that no parameter can take.
+    return isinstance(error, StatementError | ValueError | TypeError | OverflowError)
 
 
 def _succeed(op: _Op) -> None:

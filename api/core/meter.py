@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from api.core.text import RunningText, safe_cut
-from api.core.usage import Certainty, Source, Usage, encoding_of
+from api.core.usage import Certainty, Source, Usage, encoding_of, reasons_out_of_sight
 
 if TYPE_CHECKING:
     from api.core.dialects import Prompt, Seen
@@ -28,12 +28,13 @@ class Meter:
 
     __slots__ = (
         "_channels",
+        "_ended",
+        "_finished_choices",
         "_generation",
         "_input_tokens",
         "_output_tokens",
         "_text_since_report",
         "_unreadable",
-        "finished",
         "model",
         "prompt",
         "reported",
@@ -43,7 +44,8 @@ class Meter:
         self.model = model  # what the provider says it answered with, once it does
         self.prompt = prompt
         self.reported: Reported | None = None
-        self.finished = False
+        self._ended = False
+        self._finished_choices: set[int] = set()
         self._channels: dict[tuple[int, str], RunningText] = {}
         self._generation = 0
         self._input_tokens: int | None = None
@@ -61,16 +63,22 @@ class Meter:
             self._text_since_report = True
         if seen.usage is not None:
             self.reported = seen.usage
-            self._text_since_report = False
+            self._text_since_report = self._unreadable = False
         self._unreadable = self._unreadable or seen.unreadable
         if seen.model:
             self.model = seen.model
-        if seen.finish or seen.terminal:
-            self.finished = True
+        self._finished_choices.update(seen.finished)
+        self._ended = self._ended or seen.terminal
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model said all it had to say: the terminal event, or an end of each choice."""
+        choices = {choice for choice, _ in self._channels}
+        return self._ended or (bool(self._finished_choices) and choices <= self._finished_choices)
 
     def needs_counting(self) -> bool:
         """Whether the numbers must come from the text: no report, or text that came after the last one."""
-        return self.reported is None or (self._text_since_report and not self.finished)
+        return self.reported is None or self._text_since_report
 
     def snapshot(self) -> Snapshot:
         """What `fold` wants the token counts of: each channel's text up to a safe cut, and the rest.
@@ -112,9 +120,16 @@ class Meter:
         A report that came before the end (vLLM's continuous usage) makes an early stop exact.
         """
         if self.reported is not None and not self.needs_counting():
-            return Usage.of_report(self.reported)
+            unsure = Certainty.AT_LEAST if self._unreadable else Certainty.EXACT
+            return Usage.of_report(self.reported, unsure)
         encoding, known = encoding_of(self.model)
-        exact = known and self.finished and self.prompt.countable and not self._unreadable
+        exact = (
+            known
+            and self.finished
+            and self.prompt.countable
+            and not self._unreadable
+            and not reasons_out_of_sight(self.model)
+        )
         return Usage(
             input_tokens=self._input_tokens or 0,
             output_tokens=self._output_tokens,

@@ -51,6 +51,10 @@ class Script:
     label: str = ""  # groups the stand-alone server's statistics
 
 
+_BOUNDS = {"tokens": (0, 5_000_000), "per_chunk": (1, 100_000), "pad": (0, 1 << 20)}
+_MAX_MS = 3_600_000
+
+
 class UnknownModel(Exception):  # noqa: N818 - a 404, not a bug
     """No such scripted model, or a script that cannot be read; the text is public."""
 
@@ -69,6 +73,9 @@ def script_of(model: str) -> Script:
             values[key] = value if key == "label" else int(value)
         except ValueError:
             raise UnknownModel(f"`{key}` takes a whole number") from None
+        least, most = _BOUNDS.get(key, (-1, _MAX_MS))
+        if key != "label" and not least <= values[key] <= most:
+            raise UnknownModel(f"`{key}` must be from {least} to {most}")
     return Script(**values)
 
 

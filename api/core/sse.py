@@ -32,12 +32,14 @@ class Event(NamedTuple):
 class Framer:
     """Bytes in, whole events out. `pending` is True in the middle of an event."""
 
-    __slots__ = ("_after_cr", "_buffer", "_max_event_bytes", "_scanned")
+    __slots__ = ("_after_cr", "_begun", "_buffer", "_max_event_bytes", "_scanned", "_too_large")
 
     def __init__(self, max_event_bytes: int) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
         self._scanned = 0
         self._after_cr = False
+        self._begun = False
+        self._too_large = False
         self._max_event_bytes = max_event_bytes
 
     @property
@@ -46,35 +48,48 @@ class Framer:
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> list[Event]:
-        """Events completed by `data`, in order. Raises EventTooLarge."""
-        if self._after_cr and data[:1] == b"\n":
-            data = data[1:]  # the LF of a CRLF that was torn apart; the CR has already ended the event
-        if data:
+        """Events completed by `data`, in order.
+
+        Raises EventTooLarge; events that were whole before the large one are handed out first, and the next
+        call raises.
+        """
+        if self._after_cr and data:
             self._after_cr = False
-        buffer = self._buffer + data if self._buffer else data
+            if data[:1] == b"\n":
+                data = data[1:]  # the LF of a CRLF that was torn apart; the CR has already ended the event
+        buffer = self._buffer
+        buffer += data
         events: list[Event] = []
         start = 0
         for match in _BLANK_LINE.finditer(buffer, max(0, self._scanned - 3)):
-            events.append(parse(buffer[start : match.end()]))
+            if self._too_large or match.end() - start > self._max_event_bytes:
+                self._too_large = True
+                break
+            events.append(parse(bytes(buffer[start : match.end()]), at_start=not self._begun))
+            self._begun = True
             start = match.end()
-        self._buffer = buffer[start:]
-        self._scanned = len(self._buffer)
-        if events and not self._buffer:
-            self._after_cr = buffer.endswith(b"\r")
-        if len(self._buffer) > self._max_event_bytes:
+        if start:
+            self._after_cr = buffer[-1:] == b"\r" and start == len(buffer)
+            del buffer[:start]
+        self._scanned = len(buffer)
+        self._too_large = self._too_large or len(buffer) > self._max_event_bytes
+        if self._too_large and not events:
             raise EventTooLarge(f"an event of more than {self._max_event_bytes} bytes")
         return events
 
 
-def parse(raw: bytes) -> Event:
-    """The meaning of one event's bytes. `data` is b"" where the event has no data line."""
+def parse(raw: bytes, *, at_start: bool = False) -> Event:
+    """The meaning of one event's bytes. `data` is b"" where the event has no data line.
+
+    A byte order mark counts for nothing at the start of a stream, and for a character elsewhere.
+    """
     if raw.startswith(b"data: "):
         line = raw.rstrip(b"\r\n")
         if b"\n" not in line and b"\r" not in line:
             return Event(raw, b"", line[6:])
     name = b""
     data: list[bytes] = []
-    for line in _LINE_END.split(raw.removeprefix(b"\xef\xbb\xbf")):
+    for line in _LINE_END.split(raw.removeprefix(b"\xef\xbb\xbf") if at_start else raw):
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":

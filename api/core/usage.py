@@ -90,8 +90,16 @@ _ENCODING_BY_PREFIX = {
 }
 
 
+_REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-oss")
+
+
+def reasons_out_of_sight(model: str) -> bool:
+    """Whether a model bills reasoning that it never streams: no count of its text is all there was."""
+    return model.startswith(_REASONING)
+
+
 def encoding_of(model: str) -> tuple[str, bool]:
-    """(encoding, known): the BPE encoding of a model's text; o200k_base and False for an unknown one."""
+    """(encoding, known): the BPE encoding of a model's text; o200k_base and False if it is unknown."""
     best = max((p for p in _ENCODING_BY_PREFIX if model.startswith(p)), key=len, default=None)
     if best is None:
         return "o200k_base", False

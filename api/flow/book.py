@@ -37,6 +37,8 @@ def book(gate: Gate, stream: Stream) -> None:
         started_at=now,
     )
     stream.booked = gate.ledger.book(booking)
+    if stream.booked.done():
+        stream.booked.result()
     stream.booking = booking
 
     def cut_on_failure(booked: asyncio.Future[None]) -> None:

@@ -31,7 +31,7 @@ def seen(**values: object) -> Seen:
 def meaning(event: Seen) -> tuple:
     return (
         *(event.content, event.pieces, event.usage, event.model, event.error),
-        *(bool(event.finish), event.terminal, event.usage_only, event.unreadable),
+        *(bool(event.finished), event.terminal, event.usage_only, event.unreadable),
     )
 
 
@@ -85,7 +85,7 @@ def test_read_finds_what_counts_in_an_event(name):
 def test_any_finish_reason_is_the_models_end(reason):
     """Whatever the reason, the model has finished; the stream has not."""
     found = read_object(chunk({}, finish=reason))
-    assert found.finish
+    assert found.finished
     assert not found.terminal
 
 
@@ -111,7 +111,7 @@ def test_a_whole_completion_reads_like_a_stream_that_is_over():
     body = {"object": "chat.completion", "model": "gpt-4o-2024-08-06", "choices": [choice], "usage": USAGE}
     pieces = [Piece((0, "content"), "Hi"), Piece((0, "tool 0"), "f{}")]
     found = read_object(json.dumps(body).encode())
-    assert meaning(found) == meaning(seen(content="Hi", pieces=pieces, usage=Reported(9, 12), finish=True))
+    assert meaning(found) == meaning(seen(content="Hi", pieces=pieces, usage=Reported(9, 12), finished=(0,)))
 
 
 @pytest.mark.parametrize(

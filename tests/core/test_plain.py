@@ -27,7 +27,7 @@ def test_a_token_is_one_line_with_a_token_field():
     "seen",
     [
         Seen(),
-        Seen(finish=True),
+        Seen(finished=(0,)),
         Seen(pieces=[Piece((0, "reasoning"), "Hm")]),
         Seen(pieces=[Piece((1, "content"), "second choice")]),
     ],

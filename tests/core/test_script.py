@@ -75,7 +75,7 @@ def test_a_stream_says_the_text_and_counts_it(tokens, per_chunk):
     assert sent(steps) == tokens
     assert [event.terminal for event in seen] == [False] * (len(seen) - 1) + [True]
     assert [event.usage for event in seen if event.usage] == [Reported(7, tokens)]
-    assert sum(bool(event.finish) for event in seen) == 1
+    assert sum(bool(event.finished) for event in seen) == 1
 
 
 def test_a_name_alone_is_the_default_script():
@@ -140,7 +140,7 @@ def test_a_request_limits_the_answer(body, tokens, reason):
     assert script.tokens == tokens
     steps, seen = play(script)
     assert sent(steps) == tokens
-    assert sum(bool(event.finish) for event in seen) == 1
+    assert sum(bool(event.finished) for event in seen) == 1
     assert any(f'"finish_reason":"{reason}"'.encode() in step.data for step in steps)
     answer = json.loads(whole_answer(script, "scripted", 7))
     assert answer["choices"][0]["finish_reason"] == reason
@@ -158,7 +158,7 @@ def test_a_failure_comes_before_its_token_and_ends_the_stream(failure, at):
     steps, seen = play(script)
     assert sent(steps) == at
     assert content(seen) == text_of(script, 0, at)
-    assert not any(event.finish or event.terminal or event.usage for event in seen)
+    assert not any(event.finished or event.terminal or event.usage for event in seen)
     assert [step.reset for step in steps] == [False] * (len(steps) - 1) + [failure == "reset_at"]
     assert [bool(event.error) for event in seen if event.error] == [True] * (failure == "error_at")
 
@@ -201,7 +201,7 @@ def test_pauses_and_silences():
 def test_done_can_be_left_out():
     """As some servers do; the finish reason is then the last that is heard."""
     _, seen = play(Script(tokens=1, done=0), include_usage=False)
-    assert seen[-1].finish
+    assert seen[-1].finished
     assert not any(event.terminal for event in seen)
 
 
@@ -218,4 +218,4 @@ def test_a_whole_answer_says_and_counts_the_same(usage):
     found = read_object(whole_answer(Script(tokens=9, usage=usage), "scripted", 7))
     assert found.content == text_of(Script(tokens=9))
     assert found.usage == (Reported(7, 9) if usage else None)
-    assert found.finish
+    assert found.finished

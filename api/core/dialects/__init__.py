@@ -33,7 +33,7 @@ class Seen:
     pieces: list[Piece] = field(default_factory=list)
     usage: Reported | None = None
     model: str | None = None
-    finish: bool = False  # a finish_reason was in it
+    finished: tuple[int, ...] = ()  # choices with a finish_reason in it
     terminal: bool = False  # nothing follows: `[DONE]`
     error: str | None = None  # the provider says that it failed
     unreadable: bool = False  # passed on, but what it costs is not known

@@ -7,7 +7,7 @@ stream is unnamed events whose data is a `chat.completion.chunk`, and ends with 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -35,7 +35,9 @@ class _ToolCall(msgspec.Struct):
 class _Delta(msgspec.Struct):
     content: str | None = None
     refusal: str | None = None
-    reasoning_content: str | None = None
+    reasoning_content: str | None = None  # DeepSeek
+    reasoning: str | None = None  # vLLM, OpenRouter
+    function_call: _Function | None = None  # OpenAI, before tools
     tool_calls: list[_ToolCall] | None = None
 
 
@@ -46,17 +48,21 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+# What the ledger can hold and sums can bear; more is nonsense, and so is less than nothing.
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
 class _InputDetails(msgspec.Struct):
-    cached_tokens: int | None = 0
+    cached_tokens: _Tokens | None = 0
 
 
 class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = 0
+    reasoning_tokens: _Tokens | None = 0
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: _Tokens = 0
+    completion_tokens: _Tokens = 0
     prompt_tokens_details: _InputDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
 
@@ -84,7 +90,7 @@ def read_object(data: bytes) -> Seen:
     """What one JSON object means: a chunk of a stream, or a whole completion."""
     try:
         chunk = _decoder.decode(data)
-    except msgspec.DecodeError:  # ValidationError is one: a field of a type that OpenAI does not have
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # also fields of types OpenAI has not
         return Seen(unreadable=True)
     seen = Seen(model=chunk.model)
     for choice in chunk.choices:
@@ -99,7 +105,7 @@ def read_object(data: bytes) -> Seen:
 
 def _read_choice(choice: _Choice, seen: Seen) -> None:
     if choice.finish_reason is not None:
-        seen.finish = True
+        seen.finished += (choice.index,)
     delta = choice.delta or choice.message
     if delta is None:
         return
@@ -109,13 +115,14 @@ def _read_choice(choice: _Choice, seen: Seen) -> None:
             seen.content += delta.content
     if delta.refusal:
         seen.pieces.append(Piece((choice.index, "refusal"), delta.refusal))
-    if delta.reasoning_content:
-        seen.pieces.append(Piece((choice.index, "reasoning"), delta.reasoning_content))
-    for call in delta.tool_calls or ():
-        if call.function is not None:
-            text = (call.function.name or "") + (call.function.arguments or "")
-            if text:
-                seen.pieces.append(Piece((choice.index, f"tool {call.index or 0}"), text))
+    reasoning = delta.reasoning_content or delta.reasoning
+    if reasoning:
+        seen.pieces.append(Piece((choice.index, "reasoning"), reasoning))
+    calls = [(f"tool {call.index or 0}", call.function) for call in delta.tool_calls or ()]
+    for channel, function in [*calls, ("function", delta.function_call)]:
+        text = (function.name or "") + (function.arguments or "") if function is not None else ""
+        if text:
+            seen.pieces.append(Piece((choice.index, channel), text))
 
 
 def _reported(usage: _Usage) -> Reported:
@@ -135,7 +142,10 @@ def prompt_of(body: dict[str, Any]) -> Prompt:
     1 more for a name, 3 to prime the reply.
     """
     texts: list[str] = []
-    overhead, countable = 3, not body.get("tools") and not body.get("functions")
+    overhead = 3
+    answer = body.get("response_format")
+    countable = not body.get("tools") and not body.get("functions")
+    countable = countable and (not answer or (isinstance(answer, dict) and answer.get("type") == "text"))
     for message in body["messages"]:
         overhead += 3 + (1 if message.get("name") else 0)
         texts += [text for key in ("role", "name") if isinstance(text := message.get(key), str)]
