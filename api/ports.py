@@ -60,6 +60,10 @@ class UpstreamFailed(Exception):  # noqa: N818
         self.timed_out = timed_out
 
 
+CALLERS_FAULT = frozenset({400, 404, 413, 415, 422})
+"""Statuses with which a provider blames the request; their error objects are for the caller to see."""
+
+
 # --- values -----------------------------------------------------------------------------------------
 
 

@@ -123,7 +123,7 @@ class SqlLedger:
     def _give_up(self) -> None:
         log.error("the database is away: %d settlements are not written", len(self._waiting))
         for op in self._waiting:
-            op.done.set_exception(LedgerUnavailable("shut down while the database was away"))
+            _fail(op, LedgerUnavailable("shut down while the database was away"))
         self._waiting.clear()
 
     async def _write_group(self) -> bool:

@@ -99,7 +99,12 @@ def connect(url: str, *, timeout_seconds: float = 0.25) -> Redis:
     if url.startswith("memory://"):
         from fakeredis import FakeAsyncRedis, FakeServer  # noqa: PLC0415 - only where it is asked for
 
-        client: Redis = FakeAsyncRedis(server=FakeServer())
+        client: Redis = FakeAsyncRedis(
+            server=FakeServer(),
+            connection_pool_class=aioredis.BlockingConnectionPool,
+            max_connections=32,
+            timeout=timeout_seconds,
+        )
         return client
     pool = aioredis.BlockingConnectionPool.from_url(
         url,

@@ -11,11 +11,12 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import httpx2
 import openai
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-from api.ports import UpstreamFailed
+from api.ports import CALLERS_FAULT, UpstreamFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
 _END_SECONDS = 0.1
 """How long to wait for the end of a body whose terminal event was seen, to keep the connection."""
 
-_CALLERS_FAULT = frozenset({400, 404, 413, 415, 422})
+_FAILURES = (
+    openai.OpenAIError,
+    httpx2.HTTPError,
+    httpx2.StreamError,
+    aiohttp.ClientError,
+    OSError,
+    ValueError,
+)
+"""What the SDK and what is below it raise when a provider does; ValueError for bytes that are not HTTP."""
 
 
 class OpenAIUpstream:
@@ -40,8 +49,9 @@ class OpenAIUpstream:
             base_url=base_url,
             max_retries=0,
             timeout=timeout,
+            # 0 is no bound of aiohttp's own (None would be its 100): the caps of tenants are the bound.
             http_client=DefaultAioHttpClient(
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+                limits=httpx2.Limits(max_connections=0, max_keepalive_connections=100)
             ),
         )
 
@@ -55,14 +65,14 @@ class OpenAIUpstream:
         )
         try:
             return OpenAIAnswer(await manager.__aenter__())
-        except openai.APIError as error:
+        except _FAILURES as error:
             raise _failure(error) from error
 
     async def models(self) -> bytes:
         """The provider's model list, as it says it."""
         try:
             return (await self._client.models.with_raw_response.list()).content
-        except openai.APIError as error:
+        except _FAILURES as error:
             raise _failure(error) from error
 
     async def close(self) -> None:
@@ -87,7 +97,7 @@ class OpenAIAnswer:
             return b""
         except httpx2.TimeoutException as error:
             raise UpstreamFailed("The provider fell silent.", timed_out=True) from error
-        except (httpx2.HTTPError, openai.APIError, OSError) as error:
+        except _FAILURES as error:
             raise UpstreamFailed("The provider broke off its answer.") from error
 
     async def finish(self) -> None:
@@ -103,16 +113,29 @@ class OpenAIAnswer:
             await self._response.close()
 
 
-def _failure(error: openai.APIError) -> UpstreamFailed:
-    if isinstance(error, openai.APITimeoutError):
+def _failure(error: Exception) -> UpstreamFailed:
+    """The SDK's, httpx' or aiohttp's exception in our words; nothing of its own text is repeated."""
+    if isinstance(error, openai.APIStatusError):
+        status = error.status_code
+        body = error.body if status in CALLERS_FAULT and isinstance(error.body, dict) else None
+        retry_after = error.response.headers.get("retry-after")
+        return UpstreamFailed(
+            f"The provider answered with status {status}.", status=status, body=body, retry_after=retry_after
+        )
+    # The SDK calls every lost connection a timeout, and loses the status of an error whose body breaks off.
+    chain = _chain(error)
+    for cause in chain:
+        if isinstance(cause, httpx2.HTTPStatusError):
+            status = cause.response.status_code
+            return UpstreamFailed(f"The provider answered with status {status}.", status=status)
+    if any(isinstance(cause, TimeoutError) for cause in chain):
         return UpstreamFailed("The provider did not answer in time.", timed_out=True)
-    if not isinstance(error, openai.APIStatusError):
-        return UpstreamFailed("The provider could not be reached.")
-    status = error.status_code
-    body = error.body if status in _CALLERS_FAULT and isinstance(error.body, dict) else None
-    return UpstreamFailed(
-        f"The provider answered with status {status}.",
-        status=status,
-        body=body,
-        retry_after=error.response.headers.get("retry-after"),
-    )
+    return UpstreamFailed("The provider could not be reached.")
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and all that led to it."""
+    found: list[BaseException] = [error]
+    for cause in found:
+        found += [c for c in (cause.__cause__, cause.__context__) if c is not None and c not in found]
+    return found

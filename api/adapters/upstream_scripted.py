@@ -9,7 +9,7 @@ import msgspec
 
 from api.core import script as scripted
 from api.core.dialects.openai_chat import prompt_of
-from api.ports import UpstreamFailed
+from api.ports import CALLERS_FAULT, UpstreamFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +41,14 @@ class ScriptedUpstream:
         try:
             script = scripted.allowed(scripted.script_of(body["model"]), body)
         except scripted.UnknownModel as error:
-            blame = {"message": str(error), "type": "invalid_request_error", "code": "model_not_found"}
-            raise UpstreamFailed("unknown model", status=404, body=blame) from None
+            unknown = {"message": str(error), "type": "invalid_request_error", "code": "model_not_found"}
+            raise UpstreamFailed("unknown model", status=404, body=unknown) from None
         await asyncio.sleep(script.first_ms / 1000)
         if script.status != 200:  # noqa: PLR2004 - HTTP
             retry_after = str(script.retry_after) if script.retry_after else None
-            raise UpstreamFailed("scripted refusal", status=script.status, retry_after=retry_after)
+            blame: dict[str, Any] = {"message": "scripted refusal", "type": "server_error", "code": None}
+            body = blame if script.status in CALLERS_FAULT else None
+            raise UpstreamFailed("scripted refusal", status=script.status, body=body, retry_after=retry_after)
         prompt = prompt_of(body)
         inputs = sum(await self._tokenizer.count(prompt.texts, "o200k_base")) + prompt.overhead_tokens
         if not body.get("stream"):

@@ -11,5 +11,7 @@ if taken >= tonumber(ARGV[2]) then
   return {0, first[2] and (tonumber(first[2]) - now) or 0}
 end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
 return {1, taken + 1}

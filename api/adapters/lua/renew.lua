@@ -24,5 +24,7 @@ for _, permit in ipairs(missing) do
     lost[#lost + 1] = permit
   end
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
 return lost
