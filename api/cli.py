@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -71,11 +72,14 @@ def migrate_command(as_json: Json = False) -> None:
 def check_config(as_json: Json = False) -> None:
     """Check the settings without serving; exit status 2 if they are refused."""
     settings = _settings()
+    shown = settings.model_dump(mode="json")  # secrets are masked by their type
+    for name in ("database_url", "redis_url", "openai_base_url"):
+        shown[name] = _without_password(shown[name])
     _show(
-        settings.model_dump(mode="json"),  # secrets are masked by their type
+        shown,
         as_json,
         f"The settings are fine: {'demo' if settings.demo else 'production'}, "
-        f"upstream {'scripted' if settings.scripted else settings.openai_base_url or 'OpenAI'}, "
+        f"upstream {'scripted' if settings.scripted else 'OpenAI-compatible'}, "
         f"{settings.web_concurrency} worker(s) on {settings.host}:{settings.port}.",
     )
 
@@ -245,6 +249,11 @@ async def _with_database(settings: Settings, work: Any) -> Any:
         return await work(SqlAccounts(engine, SystemClock()), SqlLedger(engine))
     finally:
         await engine.dispose()
+
+
+def _without_password(url: str) -> str:
+    """A URL that may be shown."""
+    return re.sub(r"//[^@/]*@", "//***@", url)
 
 
 def _fail(message: str) -> Any:

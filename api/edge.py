@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 
@@ -29,6 +29,30 @@ _SECURITY_HEADERS = (
 )
 
 
+class Connection(NamedTuple):
+    """What ASGI has no words for, taken from uvicorn's `send` where it is a method of such an object.
+
+    `abort` breaks the connection at once, without waiting for a client that does not read to take the rest.
+    `resume_reading` reads on although another request waits in the pipe: else nobody sees its client leave.
+    On a server that lacks them nothing is done.
+    """
+
+    abort: Callable[[], None]
+    resume_reading: Callable[[], None]
+
+    @classmethod
+    def of(cls, send: Send) -> Connection:
+        """The connection behind a server's `send`."""
+        cycle = getattr(send, "__self__", None)
+        abort = getattr(getattr(cycle, "transport", None), "abort", None)
+        resume = getattr(getattr(cycle, "flow", None), "resume_reading", None)
+        return cls(abort or _nothing, resume or _nothing)
+
+
+def _nothing() -> None:
+    """On a server without that door."""
+
+
 class Edge:
     """Wraps the application."""
 
@@ -43,7 +67,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        scope.setdefault("state", {}).update(request_id=request_id, abort=_aborter(send))
+        scope.setdefault("state", {}).update(request_id=request_id, connection=Connection.of(send))
 
         def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
@@ -90,17 +114,6 @@ async def send_failure(send: Send, failure: Failure) -> None:
     ]
     await send({"type": "http.response.start", "status": failure.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _aborter(send: Send) -> Callable[[], None]:
-    """Breaks the connection at once, without waiting for a client that does not read to take the rest.
-
-    ASGI has no word for this. uvicorn's `send` is a method of an object that has the transport; on a server
-    where it is not, nothing is done, and the connection closes when its buffer is empty.
-    """
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    abort = getattr(transport, "abort", None)
-    return abort if callable(abort) else lambda: None
 
 
 def _request_id(headers: Headers) -> str:

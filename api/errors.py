@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from api.core.dialects import Failure
 from api.core.dialects.openai_chat import error_object
 from api.core.sse import EventTooLarge
 from api.ports import (
+    AccountsUnavailable,
     LedgerUnavailable,
     LimiterUnavailable,
     NoSuchTenant,
@@ -90,6 +92,8 @@ CUTS: Mapping[str, str] = {
 
 ROWS: Mapping[type[Exception], Row] = {
     NotAuthenticated: Row(401, _INVALID, "invalid_api_key"),
+    AccountsUnavailable: Row(503, _SERVER, "accounts_unavailable", "Keys cannot be checked right now."),
+    ClientDisconnect: Row(400, _INVALID, "client_disconnected", "The request was cut short."),
     NotAllowed: Row(403, "permission_error", "insufficient_scope"),
     BadRequest: Row(400, _INVALID, "invalid_request"),
     NotFound: Row(404, _INVALID, "not_found"),

@@ -37,6 +37,10 @@ class LedgerUnavailable(Exception):  # noqa: N818
     """The database did not take a booking; without one no token may be delivered (P1)."""
 
 
+class AccountsUnavailable(Exception):  # noqa: N818
+    """The database does not answer; nobody can be let in."""
+
+
 class UpstreamFailed(Exception):  # noqa: N818
     """The provider did not answer, broke off, or refused.
 

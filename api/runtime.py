@@ -6,6 +6,7 @@ writes what it holds, and only then the pools close.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from api.settings import Settings
 
 
+_CLOSE_SECONDS = 10.0
+"""How long a shutdown waits for a database that is away."""
+
+
 @asynccontextmanager
 async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
     """Everything one worker needs, opened; closed again on the way out."""
@@ -57,7 +62,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             tokenizer=tokenizer,
             policy=policy_of(settings),
         )
-        gate.chores.start(tokenizer.count([""], "o200k_base"), name="load the ranks")
+        for encoding in ("o200k_base", "cl100k_base"):
+            gate.chores.start(tokenizer.count([""], encoding), name=f"load {encoding}")
         writing = gate.chores.start(ledger.run(), name="ledger")
         tending = gate.chores.start(tend(gate), name="tend")
         signer = TokenSigner(demo.secrets_of(settings).secret_key)
@@ -70,7 +76,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         finally:
             tending.cancel()
             await ledger.close()
-            await writing
+            await asyncio.wait([writing], timeout=_CLOSE_SECONDS)
             await gate.chores.cancel()
 
 

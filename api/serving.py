@@ -71,6 +71,8 @@ def _config(settings: Settings) -> uvicorn.Config:
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody's word for a client's address is taken, so no throttle is talked round
+        timeout_worker_healthcheck=30,
         backlog=_BACKLOG,
         # The gate ends its own streams within the grace; this is for whatever else hangs on.
         timeout_graceful_shutdown=int(settings.drain_seconds + settings.settle_seconds + 15),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 
 from api.adapters.database_sql import WRITES
 from api.adapters.tables_sql import api_keys, tenants, users
 from api.core.ids import ENTROPY_BYTES, sortable_id
-from api.ports import KeyInfo, NoSuchTenant, Tenant
+from api.ports import AccountsUnavailable, KeyInfo, NoSuchTenant, Tenant
 from auth import keys
 from auth.principal import Scope, StoredKey
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from api.ports import Clock
 
 
+_PATIENCE_SECONDS = 2.0
+"""How long a caller waits for the database to say who it is."""
+
+
 class SqlAccounts:
     """Reads and writes accounts."""
 
@@ -33,11 +38,22 @@ class SqlAccounts:
         self._clock = clock
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[AsyncConnection]:
-        async with self._engine.connect() as connection:
-            await connection.execution_options(**WRITES)
-            async with connection.begin():
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS), self._engine.connect() as connection:
                 yield connection
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise AccountsUnavailable(type(error).__name__) from error
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(**WRITES)
+                async with connection.begin():
+                    yield connection
+        except (OperationalError, InterfaceError, OSError, TimeoutError) as error:
+            raise AccountsUnavailable(type(error).__name__) from error
 
     async def find_key(self, key_id: str) -> StoredKey | None:
         """What authentication needs to know of a key."""
@@ -46,7 +62,7 @@ class SqlAccounts:
             .join(tenants, tenants.c.id == api_keys.c.tenant_id)
             .where(api_keys.c.id == key_id)
         )
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         if row is None:
             return None
@@ -75,13 +91,13 @@ class SqlAccounts:
 
     async def tenants(self) -> list[Tenant]:
         """All tenants, oldest first."""
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             rows = (await connection.execute(select(tenants).order_by(tenants.c.id))).mappings()
             return [_tenant(row) for row in rows]
 
     async def tenant(self, tenant_id: str) -> Tenant | None:
         """One tenant."""
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             query = select(tenants).where(tenants.c.id == tenant_id)
             row = (await connection.execute(query)).mappings().one_or_none()
         return _tenant(row) if row is not None else None
@@ -114,7 +130,7 @@ class SqlAccounts:
             .where(api_keys.c.tenant_id == tenant_id)
             .order_by(api_keys.c.created_at, api_keys.c.id)
         )
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             return [_key_info(row) for row in (await connection.execute(query)).mappings()]
 
     async def revoke_key(self, key_id: str) -> KeyInfo | None:
@@ -132,7 +148,7 @@ class SqlAccounts:
     async def password_hash(self, email: str) -> str | None:
         """The stored hash of an admin's password."""
         query = select(users.c.password_hash).where(users.c.email == email.casefold())
-        async with self._engine.connect() as connection:
+        async with self._reading() as connection:
             return (await connection.execute(query)).scalar_one_or_none()
 
     async def put_admin(self, email: str, password_hash: str) -> None:

@@ -41,7 +41,7 @@ def open_engine(text: str) -> AsyncEngine:
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_async_engine(url, connect_args={"timeout": 5})
+        engine = create_async_engine(url, connect_args={"timeout": 5}, hide_parameters=True)
         event.listen(engine.sync_engine, "connect", _sqlite_connected)
         event.listen(engine.sync_engine, "begin", _sqlite_begins)
         return engine
@@ -51,7 +51,8 @@ def open_engine(text: str) -> AsyncEngine:
         max_overflow=5,
         pool_timeout=5,
         pool_pre_ping=True,
-        connect_args={"timeout": 5, "command_timeout": 30},
+        hide_parameters=True,  # rows hold hashes and tenants' data: not for logs
+        connect_args={"timeout": 5, "command_timeout": 5},
     )
 
 

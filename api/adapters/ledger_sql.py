@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sluicegate.ledger")
 
 _MAX_GROUP = 500
+_COMMIT_SECONDS = 10.0
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0)
 
 _UPDATE_CHECKPOINT = (
@@ -174,7 +175,7 @@ class SqlLedger:
     async def _commit(self, group: list[_Op], checkpoints: dict[str, Checkpoint]) -> None:
         bookings = [rows_sql.booking_row(op.item) for op in group if not op.settles]  # type: ignore[arg-type]
         events = {op.item.booking.id: op.item for op in group if op.settles}  # type: ignore[union-attr]
-        async with self._engine.connect() as connection:
+        async with asyncio.timeout(_COMMIT_SECONDS), self._engine.connect() as connection:
             await connection.execution_options(**WRITES)
             async with connection.begin():
                 if bookings:
@@ -217,6 +218,8 @@ class SqlLedger:
 
     async def ping(self) -> None:
         """Raises LedgerUnavailable."""
+        if self._down:
+            raise LedgerUnavailable("the last write failed")
         try:
             async with asyncio.timeout(2), self._engine.connect() as connection:
                 await connection.execute(select(1))

@@ -64,9 +64,15 @@ class OpenAIUpstream:
             extra_body=body,
         )
         try:
-            return OpenAIAnswer(await manager.__aenter__())
+            response = await manager.__aenter__()
         except _FAILURES as error:
             raise _failure(error) from error
+        answer = OpenAIAnswer(response)
+        kind = response.headers.get("content-type", "")
+        if body.get("stream") and kind.startswith(("text/html", "application/json")):
+            await answer.close()
+            raise UpstreamFailed("The provider did not answer with a stream.")
+        return answer
 
     async def models(self) -> bytes:
         """The provider's model list, as it says it."""

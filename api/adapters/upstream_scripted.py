@@ -47,8 +47,10 @@ class ScriptedUpstream:
         if script.status != 200:  # noqa: PLR2004 - HTTP
             retry_after = str(script.retry_after) if script.retry_after else None
             blame: dict[str, Any] = {"message": "scripted refusal", "type": "server_error", "code": None}
-            body = blame if script.status in CALLERS_FAULT else None
-            raise UpstreamFailed("scripted refusal", status=script.status, body=body, retry_after=retry_after)
+            shown = blame if script.status in CALLERS_FAULT else None
+            raise UpstreamFailed(
+                "scripted refusal", status=script.status, body=shown, retry_after=retry_after
+            )
         prompt = prompt_of(body)
         inputs = sum(await self._tokenizer.count(prompt.texts, "o200k_base")) + prompt.overhead_tokens
         if not body.get("stream"):

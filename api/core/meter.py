@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from api.core.text import RunningText, safe_cut
+from api.core.text import RunningText
 from api.core.usage import Certainty, Source, Usage, encoding_of, reasons_out_of_sight
 
 if TYPE_CHECKING:
     from api.core.dialects import Prompt, Seen
     from api.core.usage import Reported
+
+
+MAX_MODEL_CHARACTERS = 256
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""What no row can hold: a provider's word must not stop the ledger."""
 
 
 class Snapshot(NamedTuple):
@@ -66,7 +72,7 @@ class Meter:
             self._text_since_report = self._unreadable = False
         self._unreadable = self._unreadable or seen.unreadable
         if seen.model:
-            self.model = seen.model
+            self.model = _UNPRINTABLE.sub("", seen.model)[:MAX_MODEL_CHARACTERS]
         self._finished_choices.update(seen.finished)
         self._ended = self._ended or seen.terminal
 
@@ -87,9 +93,7 @@ class Meter:
         """
         texts = [] if self._input_tokens is not None else list(self.prompt.texts)
         for running in self._channels.values():
-            tail = running.tail()
-            cut = safe_cut(tail)
-            texts += [tail[:cut], tail[cut:]]
+            texts += running.halves()
         return Snapshot(self._generation, texts)
 
     def fold(self, snapshot: Snapshot, counts: list[int]) -> bool:

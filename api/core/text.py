@@ -12,33 +12,38 @@ from __future__ import annotations
 import re
 
 # Old, stable blocks only: whether a newer code point is a letter depends on whose Unicode table one asks.
-_WORD = "A-Za-z0-9\u0410-\u044f\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+_WORD = (
+    "A-Za-z0-9\u03b1-\u03c9\u0410-\u044f\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\u0905-\u0939"
+    "\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+)
 _GAP = re.compile(rf"[{_WORD}](?=[ \n.,;:!?\u3002\u3001\uff0c])")
 
 
-def safe_cut(text: str) -> int:
-    """Index of the last gap at which `text` may be cut for counting; 0 where there is none."""
-    # Looking from the end in growing windows keeps this cheap for ordinary text.
-    window = 64
-    while True:
-        start = max(0, len(text) - window)
-        last = None
-        for last in _GAP.finditer(text, start):  # noqa: B007 - the last match is what we are after
-            pass
-        if last is not None:
-            return last.end()
-        if start == 0:
-            return 0
-        window *= 8
+_SEARCH = 4096
+
+
+def safe_cut(text: str, searched: int = 0) -> int:
+    """Index of the last gap at which `text` may be cut for counting; 0 where there is none.
+
+    Nothing before `searched` is looked at again, and no more than the last 4,096 characters: text without
+    gaps (base64) is then counted whole, which is exact too.
+    """
+    start = max(searched, len(text) - _SEARCH)
+    last = None
+    for last in _GAP.finditer(text, start):  # noqa: B007 - the last match is what we are after
+        pass
+    return last.end() if last is not None else 0
 
 
 class RunningText:
     """One text that grows. What has been counted is folded into a number, so memory stays bounded."""
 
-    __slots__ = ("_pieces", "folded_tokens")
+    __slots__ = ("_cut", "_pieces", "_searched", "folded_tokens")
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
+        self._searched = 0
+        self._cut = 0
         self.folded_tokens = 0
 
     def add(self, piece: str) -> None:
@@ -51,8 +56,17 @@ class RunningText:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
+    def halves(self) -> tuple[str, str]:
+        """The tail, up to its last safe cut and from there on."""
+        tail = self.tail()
+        self._cut = safe_cut(tail, max(0, self._searched - 1)) or self._cut
+        self._searched = len(tail)
+        return tail[: self._cut], tail[self._cut :]
+
     def fold(self, characters: int, tokens: int) -> None:
         """The first `characters` of the tail, which end at a safe cut, are `tokens` tokens."""
         tail = self.tail()
         self._pieces = [tail[characters:]] if characters < len(tail) else []
         self.folded_tokens += tokens
+        self._searched = max(0, self._searched - characters)
+        self._cut = max(0, self._cut - characters)

@@ -8,6 +8,7 @@ held is one read of the upstream. The terminal event is not sent here: it waits 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
@@ -62,6 +63,8 @@ def _take(gate: Gate, stream: Stream, writer: Writer, events: Iterable[Event]) -
         seen = read(event)
         if seen.error is not None:
             return b"".join(out), True
+        if not event.data:
+            continue  # a comment, or nothing: openai-go takes a blank line after one for an event
         stream.order.meter.see(seen)
         if seen.terminal:
             stream.terminal = event
@@ -96,6 +99,9 @@ async def _send(gate: Gate, stream: Stream, data: bytes) -> None:
             stream.account.happen(Happening.FIRST_EVENT)
             await send_headers(stream)
         await stream.send({"type": "http.response.body", "body": data, "more_body": True})
+    except (OSError, RuntimeError):  # servers say it in either way when the connection is gone
+        stream.cut(Happening.CLIENT_LEFT)
+        await asyncio.sleep(0)  # the cut takes effect here
     finally:
         stream.sending_since = None
     stream.sent_at = gate.clock.monotonic()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
-from api.core.usage import NOTHING, encoding_of
+from api.core.usage import NOTHING, Certainty, encoding_of
 from api.ports import LedgerUnavailable, UsageEvent
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ log = logging.getLogger("sluicegate.settle")
 
 async def settle(gate: Gate, stream: Stream) -> None:
     """Book out `stream`, whose ending is decided."""
-    if stream.booking is not None:
-        await _write(gate, stream)
+    try:
+        if stream.booking is not None:
+            await _write(gate, stream)
+    except Exception:
+        log.exception("request %s could not be settled", stream.order.request_id)
     permit, stream.permit = stream.permit, None  # no renewal that begins from here on knows it
     assert permit is not None  # noqa: S101 - admitted
     await gate.renewed.wait()
@@ -66,10 +70,14 @@ async def measure(gate: Gate, stream: Stream) -> Usage:
     if not stream.called or stream.account.cause is Happening.UPSTREAM_REFUSED:
         return NOTHING
     meter = stream.order.meter
-    while meter.needs_counting():
-        snapshot = meter.snapshot()
-        if meter.fold(snapshot, await gate.tokenizer.count(snapshot.texts, encoding_of(meter.model)[0])):
-            break  # else a checkpoint was counted in between: take what is new
+    try:
+        while meter.needs_counting():
+            snapshot = meter.snapshot()
+            if meter.fold(snapshot, await gate.tokenizer.count(snapshot.texts, encoding_of(meter.model)[0])):
+                break  # else a checkpoint was counted in between: take what is new
+    except Exception:
+        log.exception("request %s could not be counted", stream.order.request_id)
+        return replace(meter.usage(), certainty=Certainty.AT_LEAST)  # what the last checkpoint knew
     return meter.usage()
 
 

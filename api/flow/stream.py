@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 from api.core.booking import Account, Happening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.types import Send
 
     from api.core.dialects import Writer
     from api.core.meter import Meter
     from api.core.sse import Event
+    from api.edge import Connection
     from api.ports import Booking, Permit, UpstreamAnswer
     from auth.principal import Principal
 
@@ -62,6 +61,7 @@ class Stream:
         "headers_sent",
         "order",
         "permit",
+        "resume_reading",
         "send",
         "sending_since",
         "sent_at",
@@ -71,12 +71,13 @@ class Stream:
     )
 
     def __init__(
-        self, order: Order, caller: Principal, send: Send, abort: Callable[[], None], now: float
+        self, order: Order, caller: Principal, send: Send, connection: Connection, now: float
     ) -> None:
         self.order = order
         self.caller = caller
         self.send = send
-        self.abort = abort  # breaks the client's connection
+        self.abort = connection.abort
+        self.resume_reading = connection.resume_reading
         self.account = Account()
         self.permit: Permit | None = None
         self.booking: Booking | None = None

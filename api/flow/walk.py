@@ -39,6 +39,9 @@ _FAREWELL_SECONDS = 5.0
 """How long the last bytes may take; a client that does not read them is broken off."""
 
 
+_PIECE_BYTES = 64 * 1024
+
+
 class Walk(Response):
     """The answer to a metered request, streamed or whole."""
 
@@ -50,8 +53,8 @@ class Walk(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; returns when the stream is settled and its last byte is out, or nobody wants it."""
-        abort = scope["state"]["abort"]
-        stream = Stream(self._order, self._caller, send, abort, self._gate.clock.monotonic())
+        connection = scope["state"]["connection"]
+        stream = Stream(self._order, self._caller, send, connection, self._gate.clock.monotonic())
         work = self._gate.walks.start(_walk(self._gate, stream), name=f"walk {self._order.request_id}")
         try:
             await _watch(stream, receive, work)
@@ -141,31 +144,39 @@ async def _farewell(gate: Gate, stream: Stream) -> None:
     if stream.client_left:
         return
     try:
-        async with asyncio.timeout(min(_FAREWELL_SECONDS, gate.policy.send_seconds)):
-            await _last_bytes(stream)
+        await _last_bytes(stream, min(_FAREWELL_SECONDS, gate.policy.send_seconds))
     except TimeoutError:
         stream.abort()
+    except (OSError, RuntimeError):  # the connection is gone
+        log.debug("request %s: nobody was there for its last bytes", stream.order.request_id)
 
 
-async def _last_bytes(stream: Stream) -> None:
+async def _last_bytes(stream: Stream, patience_seconds: float) -> None:
     writer, failure = stream.order.writer, stream.failure
     if failure is not None and not stream.headers_sent:
         await send_failure(stream.send, failure_of(failure))
         return
     if writer is None:
-        await _send_whole(stream)
+        await _send_whole(stream, patience_seconds)
         return
-    if not stream.headers_sent:
-        await send_headers(stream)
-    last = writer.end(stream.terminal) if failure is None else writer.error(failure_of(failure))
-    await stream.send({"type": "http.response.body", "body": last, "more_body": False})
+    async with asyncio.timeout(patience_seconds):
+        if not stream.headers_sent:
+            await send_headers(stream)
+        last = writer.end(stream.terminal) if failure is None else writer.error(failure_of(failure))
+        await stream.send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def _send_whole(stream: Stream) -> None:
+async def _send_whole(stream: Stream, patience_seconds: float) -> None:
+    """In pieces: each waits until the client has taken most of those before it, or gives up."""
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(stream.whole)).encode()),
         (b"cache-control", b"no-store"),
     ]
     await stream.send({"type": "http.response.start", "status": 200, "headers": headers})
-    await stream.send({"type": "http.response.body", "body": stream.whole, "more_body": False})
+    for start in range(0, len(stream.whole), _PIECE_BYTES):
+        piece = stream.whole[start : start + _PIECE_BYTES]
+        async with asyncio.timeout(patience_seconds):
+            await stream.send({"type": "http.response.body", "body": piece, "more_body": True})
+    async with asyncio.timeout(patience_seconds):
+        await stream.send({"type": "http.response.body", "body": b"", "more_body": False})

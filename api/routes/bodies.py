@@ -12,6 +12,10 @@ from api.errors import BadRequest
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+MAX_OBJECTS = 50_000
+MAX_ITEMS = 4096
+"""Bounds on what one request may make the event loop check: 10 MB of `{"a":1}` would hold it for seconds."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -21,6 +25,8 @@ async def read_body(request: Request, model: type[M], *, optional: bool = False)
     An empty one is taken for `{}` where it is `optional`.
     """
     raw = await request.body()
+    if raw.count(b"{") > MAX_OBJECTS:
+        raise BadRequest(f"The body has more than {MAX_OBJECTS} objects.", status=413)
     if not raw and optional:
         raw = b"{}"
     if not raw:
@@ -38,12 +44,24 @@ async def read_body(request: Request, model: type[M], *, optional: bool = False)
 
 def check(body: dict[str, Any], model: type[M]) -> M:
     """The body as `model`. Raises BadRequest for the first fault, with the field's name."""
+    if _too_many(body):
+        raise BadRequest(f"No object or list of a request may have more than {MAX_ITEMS} members.")
     try:
         return model.model_validate(body)
     except ValidationError as error:
         raise bad_field(error.errors(include_url=False, include_input=False)[0]) from None
     except RecursionError:
         raise BadRequest("The body is nested too deeply.") from None
+
+
+def _too_many(body: dict[str, Any]) -> bool:
+    """Whether the body, a message or a message's content is larger than anybody needs."""
+    messages = body.get("messages")
+    if len(body) > MAX_ITEMS or not isinstance(messages, list):
+        return len(body) > MAX_ITEMS
+    parts = [message for message in messages[:MAX_ITEMS] if isinstance(message, dict)]
+    contents = [part for message in parts if isinstance(part := message.get("content"), list)]
+    return len(messages) > MAX_ITEMS or any(len(item) > MAX_ITEMS for item in [*parts, *contents])
 
 
 def bad_field(fault: Any) -> BadRequest:

@@ -30,6 +30,8 @@ _TOKENS = "120/minute"
 
 def throttle(storage_url: str) -> Limiter:
     """Slowapi's limiter, by client address; if Redis is away each worker counts for itself."""
+    if storage_url.startswith("unix://"):
+        storage_url = f"redis+{storage_url}"
     options: dict[str, Any] = {}
     if storage_url.startswith("redis"):
         options = {"socket_timeout": 0.25, "socket_connect_timeout": 0.25}

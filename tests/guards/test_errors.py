@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import api
 import auth
@@ -27,7 +28,14 @@ from api.errors import (
     failure_of,
     json_error,
 )
-from api.ports import LedgerUnavailable, LimiterUnavailable, NoSuchTenant, StreamsExhausted, UpstreamFailed
+from api.ports import (
+    AccountsUnavailable,
+    LedgerUnavailable,
+    LimiterUnavailable,
+    NoSuchTenant,
+    StreamsExhausted,
+    UpstreamFailed,
+)
 from auth.principal import NotAllowed, NotAuthenticated, Scope
 
 if TYPE_CHECKING:
@@ -52,6 +60,8 @@ EXAMPLES: dict[type[Exception], list[Exception]] = {
     StreamsExhausted: [StreamsExhausted(20, 3)],
     TooManyAttempts: [TooManyAttempts(60)],
     LimiterUnavailable: [LimiterUnavailable(SECRET), LimiterUnavailable()],
+    AccountsUnavailable: [AccountsUnavailable(SECRET), AccountsUnavailable()],
+    ClientDisconnect: [ClientDisconnect()],
     LedgerUnavailable: [LedgerUnavailable(SECRET), LedgerUnavailable()],
     Draining: [Draining(), Draining(SECRET)],
     EventTooLarge: [EventTooLarge(SECRET)],

@@ -9,6 +9,7 @@ from api.adapters.clock_system import SystemClock
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.core.dialects import openai_chat, plain
 from api.core.meter import Meter
+from api.edge import Connection
 from api.flow.gate import Gate
 from api.flow.stream import Order
 from api.flow.walk import Walk
@@ -173,7 +174,7 @@ class Hand:
 
     def start(self) -> asyncio.Task[None]:
         """The request, running."""
-        scope = {"type": "http", "state": {"abort": self._abort}}
+        scope = {"type": "http", "state": {"connection": Connection(self._abort, lambda: None)}}
         return asyncio.create_task(Walk(self.gate, self.caller, self.order)(scope, self._receive, self._send))
 
     def _abort(self) -> None:

@@ -7,6 +7,7 @@ stream is unnamed events whose data is a `chat.completion.chunk`, and ends with 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "openai_chat"
 DONE = b"data: [DONE]\n\n"
+_ID_LINE = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
 
 class _Function(msgspec.Struct):
@@ -68,7 +70,7 @@ class _Usage(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     model: str | None = None
     usage: _Usage | None = None
     error: Any = None
@@ -79,8 +81,10 @@ _decoder = msgspec.json.Decoder(_Chunk)
 
 def read(event: Event) -> Seen:
     """What an event of an upstream's stream means."""
-    if event.data == b"[DONE]":
+    if event.data.strip() == b"[DONE]":
         return Seen(terminal=True)
+    if event.name == b"error":
+        return Seen(error="the provider reported an error")
     if not event.data:
         return Seen()
     return read_object(event.data)
@@ -93,7 +97,7 @@ def read_object(data: bytes) -> Seen:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # also fields of types OpenAI has not
         return Seen(unreadable=True)
     seen = Seen(model=chunk.model)
-    for choice in chunk.choices:
+    for choice in chunk.choices or ():
         _read_choice(choice, seen)
     if chunk.usage is not None:
         seen.usage = _reported(chunk.usage)
@@ -186,7 +190,10 @@ class ChatWriter:
         """The upstream's own bytes."""
         if seen.usage_only and not self._include_usage:
             return b""
-        return event.raw
+        if _ID_LINE.search(event.raw) is None:
+            return event.raw
+        # After an `id:` openai-python fails at the next blank line (theopenco/llmgateway #2334): data alone.
+        return b"".join(b"data: " + line + b"\n" for line in event.data.split(b"\n")) + b"\n"
 
     def end(self, terminal: Event | None) -> bytes:
         """`data: [DONE]`, the upstream's own bytes where it sent one."""
