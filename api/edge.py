@@ -33,20 +33,22 @@ class Connection(NamedTuple):
     """What ASGI has no words for, taken from uvicorn's `send` where it is a method of such an object.
 
     `abort` breaks the connection at once, without waiting for a client that does not read to take the rest.
-    `resume_reading` reads on although another request waits in the pipe: else nobody sees its client leave.
-    On a server that lacks them nothing is done.
+    With a second request in the pipe uvicorn reads no more, and tells only that request when the client
+    leaves: `resume_reading` reads on, and `is_gone` says it. On a server that lacks them nothing is done.
     """
 
     abort: Callable[[], None]
     resume_reading: Callable[[], None]
+    is_gone: Callable[[], bool]
 
     @classmethod
     def of(cls, send: Send) -> Connection:
         """The connection behind a server's `send`."""
         cycle = getattr(send, "__self__", None)
-        abort = getattr(getattr(cycle, "transport", None), "abort", None)
+        transport = getattr(cycle, "transport", None)
+        abort = getattr(transport, "abort", None)
         resume = getattr(getattr(cycle, "flow", None), "resume_reading", None)
-        return cls(abort or _nothing, resume or _nothing)
+        return cls(abort or _nothing, resume or _nothing, getattr(transport, "is_closing", None) or bool)
 
 
 def _nothing() -> None:

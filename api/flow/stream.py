@@ -45,7 +45,6 @@ class Stream:
 
     __slots__ = (
         "_scope",
-        "abort",
         "account",
         "answer",
         "beat",
@@ -55,13 +54,13 @@ class Stream:
         "caller",
         "checkpointed_tokens",
         "client_left",
+        "connection",
         "cut_by",
         "failure",
         "first_token_at",
         "headers_sent",
         "order",
         "permit",
-        "resume_reading",
         "send",
         "sending_since",
         "sent_at",
@@ -76,8 +75,7 @@ class Stream:
         self.order = order
         self.caller = caller
         self.send = send
-        self.abort = connection.abort
-        self.resume_reading = connection.resume_reading
+        self.connection = connection
         self.account = Account()
         self.permit: Permit | None = None
         self.booking: Booking | None = None

@@ -46,7 +46,9 @@ async def tick(gate: Gate) -> None:
 
 
 def _look(gate: Gate, stream: Stream, now: float) -> None:
-    stream.resume_reading()
+    stream.connection.resume_reading()
+    if stream.connection.is_gone():
+        stream.cut(Happening.CLIENT_LEFT)
     if stream.sending_since is not None:
         if now - stream.sending_since > gate.policy.send_seconds:
             stream.cut(Happening.SLOW_READER)

@@ -146,20 +146,21 @@ async def _farewell(gate: Gate, stream: Stream) -> None:
     try:
         await _last_bytes(stream, min(_FAREWELL_SECONDS, gate.policy.send_seconds))
     except TimeoutError:
-        stream.abort()
+        stream.connection.abort()
     except (OSError, RuntimeError):  # the connection is gone
         log.debug("request %s: nobody was there for its last bytes", stream.order.request_id)
 
 
 async def _last_bytes(stream: Stream, patience_seconds: float) -> None:
     writer, failure = stream.order.writer, stream.failure
-    if failure is not None and not stream.headers_sent:
-        await send_failure(stream.send, failure_of(failure))
-        return
-    if writer is None:
+    if writer is None and failure is None:
         await _send_whole(stream, patience_seconds)
         return
     async with asyncio.timeout(patience_seconds):
+        if failure is not None and (writer is None or not stream.headers_sent):
+            await send_failure(stream.send, failure_of(failure))
+            return
+        assert writer is not None  # noqa: S101 - the cases without one are above
         if not stream.headers_sent:
             await send_headers(stream)
         last = writer.end(stream.terminal) if failure is None else writer.error(failure_of(failure))
@@ -173,10 +174,11 @@ async def _send_whole(stream: Stream, patience_seconds: float) -> None:
         (b"content-length", str(len(stream.whole)).encode()),
         (b"cache-control", b"no-store"),
     ]
-    await stream.send({"type": "http.response.start", "status": 200, "headers": headers})
-    for start in range(0, len(stream.whole), _PIECE_BYTES):
-        piece = stream.whole[start : start + _PIECE_BYTES]
+    pieces = [stream.whole[i : i + _PIECE_BYTES] for i in range(0, len(stream.whole), _PIECE_BYTES)]
+    for message in (
+        {"type": "http.response.start", "status": 200, "headers": headers},
+        *({"type": "http.response.body", "body": piece, "more_body": True} for piece in pieces),
+        {"type": "http.response.body", "body": b"", "more_body": False},
+    ):
         async with asyncio.timeout(patience_seconds):
-            await stream.send({"type": "http.response.body", "body": piece, "more_body": True})
-    async with asyncio.timeout(patience_seconds):
-        await stream.send({"type": "http.response.body", "body": b"", "more_body": False})
+            await stream.send(message)

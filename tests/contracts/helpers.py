@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.asyncio import BlockingConnectionPool
-
 from api.adapters.ledger_sql import SqlLedger
 from api.core.booking import Ended, Happening
 from api.core.usage import Certainty, Source, Usage
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from typing import Self
 
-    from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 T = TypeVar("T")
@@ -100,16 +97,6 @@ async def eventually(holds: Callable[[], Awaitable[T]]) -> T:
         while not (answer := await holds()):
             await asyncio.sleep(0.005)
     return answer
-
-
-def patient(client: Redis) -> Redis:
-    """The product's client, but one that no load on the machine makes give up."""
-    pool = client.connection_pool
-    if isinstance(pool, BlockingConnectionPool):  # a real Redis
-        pool.timeout = BOUND_SECONDS
-        pool.connection_kwargs["socket_timeout"] = BOUND_SECONDS
-        pool.connection_kwargs["socket_connect_timeout"] = BOUND_SECONDS
-    return client
 
 
 class LoopTurns:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.tables_sql import metadata
-from api.ports import NoSuchTenant
+from api.ports import AccountsUnavailable, NoSuchTenant
 from auth import keys
 from auth.principal import TENANT_SCOPES, Scope, StoredKey
 
@@ -139,3 +139,17 @@ async def test_an_admins_email_has_no_case(accounts) -> None:
     await accounts.put_admin("Root@Example.COM", "hash 1")
     await accounts.put_admin("rOOT@example.com", "hash 2")
     assert await accounts.password_hash("ROOT@EXAMPLE.com") == "hash 2"
+
+
+async def test_a_database_that_is_away_lets_nobody_in_and_says_so() -> None:
+    """Fails closed, with one exception that the callers of the port know; nothing of the driver gets out."""
+    from api.adapters.database_sql import open_engine
+    from tests.support.servers import free_port
+
+    engine = open_engine(f"postgresql://nobody:secret@127.0.0.1:{free_port()}/none")
+    away = SqlAccounts(engine, Clock())
+    for asked in (away.find_key("k"), away.tenants(), away.create_tenant("x", 1), away.password_hash("x")):
+        with pytest.raises(AccountsUnavailable) as failed:
+            await asked
+        assert "secret" not in str(failed.value)
+    await engine.dispose()

@@ -11,7 +11,7 @@ from redis.crc import key_slot
 from api.adapters import limiter_redis
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import Permit, StreamsExhausted
-from tests.contracts.helpers import BOUND_SECONDS, bounded, eventually, patient
+from tests.contracts.helpers import BOUND_SECONDS, bounded, eventually
 from tests.contracts.wires import Proxy
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ LEASE_MS = 60_000
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     """A client of an empty Redis."""
     url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
-    opened = patient(limiter_redis.connect(url))
+    opened = limiter_redis.connect(url, timeout_seconds=BOUND_SECONDS)
     yield opened
     await opened.aclose()
 
@@ -196,6 +196,14 @@ async def test_a_lease_that_ran_out_is_lost_only_if_its_slot_is_taken(limiter, c
     assert set(await leases(client)) == {"rival"} | set(permits) - lost
 
 
+async def test_a_dead_lease_keeps_nobody_from_coming_back(limiter, client) -> None:
+    """A slot whose lease ran out is free for a renewal too, though nobody has swept it up yet."""
+    await take(limiter, 1)
+    await age(client, "tn_a-0", -1)
+    assert await limiter.renew({"late": Permit("late", "tn_a")}, {"tn_a": 1}) == set()
+    assert set(await leases(client)) == {"late"}
+
+
 async def test_expired_leases_do_not_count(limiter, client) -> None:
     """`live` tells what holds now, also before anybody has swept up."""
     await take(limiter, 3)
@@ -223,17 +231,20 @@ async def test_a_shorter_lease_does_not_cut_a_longer_one(limiter, client) -> Non
 
 async def test_keys_share_the_tenants_hash_tag_and_do_not_stay(limiter, client) -> None:
     """On a cluster one call needs one slot; and a tenant that stops coming leaves nothing in Redis."""
-    permits = await take(limiter, 2)
-    await limiter.renew(permits, {"tn_a": 2})
-    await limiter.renew({"gone": Permit("gone", "tn_a")}, {"tn_a": 2})
-    await limiter.release(permits["tn_a-0"])
-    keys = await client.keys("*")
-    assert keys
-    assert {key_slot(key) for key in keys} == {key_slot(b"{tn_a}")}
-    assert all([0 < await client.pttl(key) <= LEASE_MS for key in keys])
-    await limiter.release(permits["tn_a-1"])
-    await limiter.renew({"late": Permit("late", "tn_b")}, {"tn_b": 0})
-    assert await client.keys("*") == []
+    for step in ("acquire", "renew", "register", "release"):
+        permits = {"p": Permit("p", "tn_a")} if step == "register" else await take(limiter, 2)
+        if step in {"renew", "register"}:
+            await limiter.renew(permits, {"tn_a": 2})
+        if step == "release":
+            await limiter.release(permits["tn_a-0"])
+        keys = await client.keys("*")
+        assert keys
+        assert {key_slot(key) for key in keys} == {key_slot(b"{tn_a}")}
+        assert all([0 < await client.pttl(key) <= LEASE_MS for key in keys])
+        for permit in permits.values():
+            await limiter.release(permit)
+        await limiter.renew({"late": Permit("late", "tn_b")}, {"tn_b": 0})
+        assert await client.keys("*") == []
 
 
 @pytest.mark.parametrize("tenant", ["tn}a", "{tn", "tn:streams", "tn a\n"])
@@ -266,7 +277,8 @@ async def test_renewing_nothing_is_nothing(limiter, client) -> None:
 async def test_all_tenants_are_renewed_in_one_round_trip(redis_server, redis_url) -> None:
     """A tick costs one round trip, whether a worker serves one tenant or thirty."""
     async with Proxy(lambda: asyncio.open_connection("127.0.0.1", redis_server.port)) as proxy:
-        client = patient(limiter_redis.connect(f"redis://127.0.0.1:{proxy.port}/0"))
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        client = limiter_redis.connect(url, timeout_seconds=BOUND_SECONDS)
         limiter = lenient(client)
         permits: dict[str, Permit] = {}
         for n in range(30):

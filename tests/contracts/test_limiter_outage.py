@@ -15,7 +15,7 @@ import pytest
 from api.adapters import limiter_redis
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import LimiterUnavailable, Permit
-from tests.contracts.helpers import BOUND_SECONDS, LoopTurns, bounded, eventually, patient
+from tests.contracts.helpers import BOUND_SECONDS, LoopTurns, bounded, eventually
 from tests.support.servers import RedisServer, running
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ async def test_a_redis_that_takes_no_writes_is_an_error(limiter) -> None:
 @pytest.mark.parametrize("kind", ["memory", "redis"])
 async def test_more_callers_than_connections_all_get_an_answer(server, kind) -> None:
     """A burst of 500 waits for its turn in the pool; nobody is refused for want of a connection."""
-    client = patient(limiter_redis.connect("memory://" if kind == "memory" else server.url))
+    url = "memory://" if kind == "memory" else server.url
+    client = limiter_redis.connect(url, timeout_seconds=BOUND_SECONDS)
     limiter = RedisLimiter(client, lease_seconds=60, timeout_seconds=BOUND_SECONDS)
     answers = await crowd(limiter, 500, "p")
     await client.aclose()

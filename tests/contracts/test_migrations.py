@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import suppress
+from asyncio.subprocess import PIPE
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,11 @@ from sqlalchemy.exc import StatementError
 
 from api.adapters.database_sql import alembic_config, migrate, open_engine
 from api.adapters.tables_sql import UtcTime, metadata
-from tests.contracts.helpers import bounded
+from tests.contracts.helpers import bounded, eventually
 from tests.support.servers import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -79,7 +80,32 @@ async def test_migrating_again_keeps_the_data(database: str, engine: AsyncEngine
         assert (await connection.execute(text("SELECT email FROM users"))).scalars().all() == ["a@b"]
 
 
-_MIGRATE = "import sys; from api.adapters.database_sql import migrate; sys.stdin.read(); migrate(sys.argv[1])"
+_MIGRATE = """
+import sys
+from api.adapters.database_sql import migrate
+print("ready", flush=True)
+sys.stdin.read()
+migrate(sys.argv[1])
+"""
+_PIPES = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "cwd": ROOT}
+
+
+@asynccontextmanager
+async def hurdle(url: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+    """On PostgreSQL, hold migrations up until so many wait that none of them can be early."""
+    engine = open_engine(url)
+    async with engine.connect() as connection:
+        if engine.name == "postgresql":
+            await connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+        waiting = text("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
+
+        async def all_wait() -> bool:
+            if engine.name == "sqlite":
+                return True
+            return bool((await connection.execute(waiting)).scalar_one() == 4)
+
+        yield all_wait
+    await engine.dispose()
 
 
 async def test_processes_that_migrate_at_the_same_time_all_succeed(
@@ -87,18 +113,23 @@ async def test_processes_that_migrate_at_the_same_time_all_succeed(
 ) -> None:
     """Several hosts may start at once on an empty database: one migrates, the others wait, none fails."""
     url = new_database(kind)
-    pipes = {"stdin": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, "cwd": ROOT}
-    starting = [asyncio.create_subprocess_exec(sys.executable, "-c", _MIGRATE, url, **pipes) for _ in "1234"]
+    starting = [asyncio.create_subprocess_exec(sys.executable, "-c", _MIGRATE, url, **_PIPES) for _ in "1234"]
     processes = await asyncio.gather(*starting)
     try:
-        ends = await bounded(asyncio.gather(*(process.communicate(b"") for process in processes)))
+        for process in processes:
+            assert await bounded(process.stdout.readline()) == b"ready\n"
+        async with hurdle(url) as all_wait:
+            for process in processes:
+                process.stdin.close()
+            await eventually(all_wait)
+        said = await bounded(asyncio.gather(*(process.stderr.read() for process in processes)))
+        ends = await bounded(asyncio.gather(*(process.wait() for process in processes)))
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    assert [said for _, said in ends] == [b""] * 4
-    assert [process.returncode for process in processes] == [0] * 4
+    assert (said, ends) == ([b""] * 4, [0] * 4)
     assert await ask(url, differences) == []
 
 

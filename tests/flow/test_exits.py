@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import pytest
 
 from api.core.booking import Ended, Happening
@@ -285,3 +286,26 @@ async def test_every_exit_is_settled_once(
         assert await app.gate.limiter.live(app.tenant) == 0
         assert not app.gate.live
     assert asyncio.all_tasks() <= before
+
+
+async def _served(app: InProcess) -> None:
+    """Another request has come and gone, so whatever was sent before it has been read."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        await client.get(f"{app.url}/healthz")
+
+
+async def test_a_client_that_pipelines_is_seen_leaving(tmp_path: Path, scripted: ScriptedProcess) -> None:
+    """A second request waits in the pipe, which stops the server reading; the client's leaving is seen."""
+    settings = settings_of(tmp_path, openai_base_url=f"{scripted.url}/v1")
+    async with serving(settings) as app:
+        scene = Scene(app, scripted, tmp_path.name, "plain")
+        client = await scene.ask(f"tokens=20&silence_at=10&silence_ms={FOREVER}")
+        await scene.first_tokens(client, 10)
+        client.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        await _served(app)
+        client.leave()
+        await scene.upstream_has(live=0)
+        await app.settled()
+        await client.close()
+        [event] = await app.events()
+        assert (event.ended, event.usage.output_tokens) == (Ended.LEFT, 10)

@@ -9,6 +9,7 @@ import pytest
 
 from api.core.booking import Ended, Happening
 from api.core.sse import HEARTBEAT
+from api.core.usage import Certainty
 from api.flow.tend import tick
 from api.ports import LedgerUnavailable, LimiterUnavailable, UpstreamFailed
 from tests.support.hand import DONE, FINISH, USAGE, Hand, token
@@ -323,4 +324,68 @@ async def test_usage_is_always_asked_for() -> None:
     hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
     await hand.start()
     assert hand.upstream.bodies[0]["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+    assert hand.body == token("water") + FINISH + DONE
+
+
+async def test_a_whole_answer_that_nobody_reads_is_given_up() -> None:
+    """A large JSON answer goes out in pieces, and the connection is broken when one is not taken in time."""
+    hand = Hand(stream=False, send_seconds=0.01)
+    hand.upstream.feed(b'{"choices": [], "pad": "' + b"x" * 1_000_000 + b'"}')
+    hand.upstream.feed(b"")
+    hand.hold_sends = asyncio.Event()
+    await hand.start()
+    assert hand.aborted
+    assert hand.ledger.events[0].ended is Ended.FINISHED
+    whole = Hand(stream=False)
+    whole.upstream.feed(b'{"choices": [], "pad": "' + b"x" * 1_000_000 + b'"}')
+    whole.upstream.feed(b"")
+    await whole.start()
+    assert max(len(message.get("body", b"")) for message in whole.sent) <= 64 * 1024
+    assert len(whole.body) == 1_000_026
+
+
+async def test_a_count_that_fails_is_settled_with_what_is_known() -> None:
+    """The tokeniser breaks: the event is written all the same, as at least, and the slot is free."""
+    hand = Hand()
+
+    async def broken(*_: object) -> list[int]:
+        raise RuntimeError("no ranks")
+
+    hand.gate.tokenizer = type("Broken", (), {"count": staticmethod(broken)})()
+    hand.upstream.feed(token("water") + FINISH + DONE)
+    await hand.start()
+    [event] = hand.ledger.events
+    assert (event.ended, event.usage.certainty) == (Ended.FINISHED, Certainty.AT_LEAST)
+    assert not hand.limiter.taken
+    assert hand.log[-1] == "data: [DONE]"
+
+
+async def test_a_providers_odd_model_name_does_not_reach_the_ledger() -> None:
+    """Control characters are left out, and what is too long is cut: no row is refused for them."""
+    hand = Hand()
+    name = "evil\\u0000\\u001b[31m" + "m" * 1000
+    hand.upstream.feed(b'data: {"model": "%s", "choices": []}\n\n' % name.encode() + FINISH + USAGE + DONE)
+    await hand.start()
+    assert hand.ledger.events[0].answered_model == ("evil[31m" + "m" * 1000)[:256]
+
+
+async def test_a_send_to_a_connection_that_has_gone_is_a_client_that_left() -> None:
+    """Servers raise OSError, event loops RuntimeError: neither is a failure of the gate."""
+    for error in (OSError("gone"), RuntimeError("the handler is closed")):
+        hand = Hand()
+
+        async def gone(_: object, error: Exception = error) -> None:
+            raise error
+
+        hand._send = gone  # type: ignore[method-assign]
+        hand.upstream.feed(token("water"))
+        await hand.start()
+        assert [e.ended for e in hand.ledger.events] == [Ended.LEFT]
+
+
+async def test_comments_of_a_provider_are_not_passed_on() -> None:
+    """A comment with a blank line behind it is an empty event to openai-go (maximhq/bifrost#5874)."""
+    hand = Hand(dialect="openai_chat")
+    hand.upstream.feed(b": PROCESSING\n\n" + token("water") + FINISH + USAGE + DONE)
+    await hand.start()
     assert hand.body == token("water") + FINISH + DONE

@@ -174,7 +174,7 @@ class Hand:
 
     def start(self) -> asyncio.Task[None]:
         """The request, running."""
-        scope = {"type": "http", "state": {"connection": Connection(self._abort, lambda: None)}}
+        scope = {"type": "http", "state": {"connection": Connection(self._abort, lambda: None, bool)}}
         return asyncio.create_task(Walk(self.gate, self.caller, self.order)(scope, self._receive, self._send))
 
     def _abort(self) -> None:

@@ -101,6 +101,10 @@ class WireClient:
         got, self._events = self._events[:count], self._events[count:]
         return got
 
+    def write(self, data: bytes) -> None:
+        """Send bytes that no client should."""
+        self._writer.write(data)
+
     def leave(self) -> None:
         """Go away at once."""
         self._writer.transport.abort()

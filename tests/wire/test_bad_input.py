@@ -40,6 +40,12 @@ BODIES: dict[str, tuple[str, bytes, int]] = {
     "an array": ("both", b"[]", 400),
     "a number": ("both", b"1e999", 400),
     "nested too deeply": ("both", b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+    "a million objects": ("both", b'{"messages": [' + b'{"r":1},' * 1_000_000 + b"{}]}", 413),
+    "too many messages": (
+        "/v1/chat/completions",
+        json.dumps(CHAT | {"messages": [{"role": "user", "content": "x"}] * 5000}).encode(),
+        400,
+    ),
     "20 MB": ("both", b'{"prompt": "' + b"x" * 20_000_000 + b'"}', 413),
     "empty prompt": ("/chat/stream", b'{"prompt": ""}', 400),
     "blank prompt": ("/chat/stream", b'{"prompt": " \\n "}', 400),
