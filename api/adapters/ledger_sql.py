@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
@@ -157,10 +156,15 @@ class SqlLedger:
                 _fail(op, error)
             else:
                 _succeed(op)
-        for booking_id, checkpoint in self._checkpoints.copy().items():
-            with suppress(Exception):  # a running count is written again in a second
+        checkpoints, self._checkpoints = self._checkpoints, {}
+        for booking_id, checkpoint in checkpoints.items():
+            try:
                 await self._commit([], {booking_id: checkpoint})
-            self._checkpoints.pop(booking_id, None)
+            except Exception as error:  # noqa: BLE001 - as above
+                if not _rows_fault(error):
+                    self._checkpoints = checkpoints | self._checkpoints
+                    self._put_back([], error)
+                    return False
         return True
 
     def _put_back(self, group: list[_Op], error: Exception) -> None:
@@ -239,13 +243,9 @@ async def _settle_all(connection: AsyncConnection, events: dict[str, Any]) -> No
 def _rows_fault(error: Exception) -> bool:
     """Whether a row was refused for what is in it; anything else is taken for the database being away."""
     if isinstance(error, DBAPIError):
-        cause = error.orig.__cause__ if error.orig is not None else None
         sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-        return (
-            isinstance(error, IntegrityError | DataError)
-            or sqlstate.startswith(("22", "23"))  # data exception, integrity constraint violation
-            or isinstance(cause, ValueError)  # asyncpg could not encode a parameter
-        )
+        # 22: data exception, 23: integrity constraint violation
+        return isinstance(error, IntegrityError | DataError) or sqlstate.startswith(("22", "23"))
     # Before the driver was asked: a value that no parameter can take.
     return isinstance(error, StatementError | ValueError | TypeError | OverflowError)
 

@@ -280,6 +280,29 @@ async def test_a_bad_row_does_not_swallow_the_checkpoints_of_its_group(ledger, w
     await eventually(there)
 
 
+async def test_a_checkpoint_that_comes_during_a_commit_is_written_too(ledger, engine, witness) -> None:
+    """P3: no count is taken for written because an older one of the same booking just was."""
+    for last in range(1, 6):
+        booked, sent = booking(), []
+        await bounded(ledger.book(booked))
+        ledger.checkpoint([Checkpoint(booked.id, 0, 100, START)])
+
+        def count_on(_: object, *, booked=booked, sent=sent, last=last) -> None:
+            if len(sent) < last:
+                sent.append(len(sent) + 1)
+                ledger.checkpoint([Checkpoint(booked.id, 0, sent[-1], START)])
+
+        sqlalchemy_event.listen(engine.sync_engine, "commit", count_on)
+        while len(sent) < last:
+            await outcomes([ledger.book(booking()), ledger.book(booked)])  # the second is refused
+        sqlalchemy_event.remove(engine.sync_engine, "commit", count_on)
+
+        async def there(booked=booked, last=last) -> bool:
+            return (await rows(witness, in_flight))[booked.id]["output_tokens"] == last
+
+        await eventually(there)
+
+
 @pytest.mark.parametrize("late", [True, False], ids=["after it", "before it"])
 async def test_no_checkpoint_touches_what_is_settled(ledger, witness, late) -> None:
     """A checkpoint that comes with or after the settlement changes no event and brings no booking back."""

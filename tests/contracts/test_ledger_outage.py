@@ -20,7 +20,17 @@ from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import in_flight, usage_events
 from api.ports import Checkpoint, LedgerUnavailable
 from api.tasks import Tasks
-from tests.contracts.helpers import START, at_once, booking, bounded, event, eventually, outcomes, writing
+from tests.contracts.helpers import (
+    BOUND_SECONDS,
+    START,
+    at_once,
+    booking,
+    bounded,
+    event,
+    eventually,
+    outcomes,
+    writing,
+)
 from tests.contracts.wires import Proxy
 
 if TYPE_CHECKING:
@@ -277,6 +287,27 @@ async def test_a_commit_whose_answer_is_lost_is_not_made_twice(proxied, settles)
         assert await ledger.events("tn_a", after=None, limit=9) == [one]
     await engine.dispose()
     await witness.dispose()
+
+
+async def test_a_database_that_says_nothing_is_away(proxied) -> None:
+    """A network that swallows everything ends in the same way as one that resets, only later."""
+    _, detour, proxy = proxied
+    engine = open_engine(detour)
+    async with writing(engine) as (ledger, _):
+        one = event(booking())
+        await outcomes([ledger.book(one.booking)])
+        proxy.mute = True
+        settled = ledger.settle(one)
+        async with asyncio.timeout(3 * BOUND_SECONDS):
+            with pytest.raises(LedgerUnavailable):
+                await ledger.book(booking())
+        assert not settled.done()
+        await proxy.cut()
+        proxy.mute = False
+        await proxy.mend()
+        assert await outcomes([settled]) == [None]
+        assert await ledger.events("tn_a", after=None, limit=9) == [one]
+    await engine.dispose()
 
 
 async def test_ping_does_not_wait_for_a_database_that_says_nothing(proxied) -> None:
