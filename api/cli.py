@@ -13,14 +13,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.clock_system import SystemClock
 from api.adapters.database_sql import migrate, open_engine
 from api.adapters.ledger_sql import SqlLedger
-from api.ports import NoSuchTenant
+from api.ports import AccountsUnavailable, NoSuchTenant
 from api.routes.usage import event_out
+from api.schema import KeyIn, TenantIn
 from api.settings import Settings
 from auth.principal import TENANT_SCOPES, Scope
 
@@ -106,6 +108,7 @@ def tenant_create(
 ) -> None:
     """Create a tenant."""
     settings = _settings()
+    _check(TenantIn, name=name, max_streams=max_streams)
     tenant = _run(
         settings,
         lambda accounts, _: accounts.create_tenant(name, max_streams or settings.default_max_streams),
@@ -139,6 +142,7 @@ def key_issue(
     as_json: Json = False,
 ) -> None:
     """Issue a key. It is shown this once."""
+    _check(KeyIn, name=name)
     scopes = frozenset(scope) if scope else TENANT_SCOPES
     info, text = _run(_settings(), lambda accounts, _: accounts.issue_key(tenant_id, name, scopes))
     _show(
@@ -235,12 +239,15 @@ def _settings() -> Settings:
 
 
 def _run(settings: Settings, work: Any) -> Any:
-    if settings.auto_migrate:
-        migrate(settings.ledger_url)
     try:
+        if settings.auto_migrate:
+            migrate(settings.ledger_url)
         return asyncio.run(_with_database(settings, work))
     except NoSuchTenant as error:
         _fail(str(error))
+    except (SQLAlchemyError, AccountsUnavailable, OSError) as error:
+        cause = getattr(error, "orig", None) or error
+        _fail(f"The database cannot be used: {cause}\nCheck DATABASE_URL, or DATA_DIR for SQLite.")
 
 
 async def _with_database(settings: Settings, work: Any) -> Any:
@@ -249,6 +256,15 @@ async def _with_database(settings: Settings, work: Any) -> Any:
         return await work(SqlAccounts(engine, SystemClock()), SqlLedger(engine))
     finally:
         await engine.dispose()
+
+
+def _check(model: type[BaseModel], **values: Any) -> None:
+    """What the API refuses, the command line refuses too."""
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        raise typer.BadParameter(f"{fault['loc'][0]}: {fault['msg']}") from None
 
 
 def _without_password(url: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.gates import gate_process, run_cli
-from tests.support.servers import ROOT
+from tests.support.servers import ROOT, free_port
 from tests.support.wire import data_lines
 
 if TYPE_CHECKING:
@@ -160,13 +160,38 @@ def test_the_command_line_says_what_to_do_next(bare: Any) -> None:
         done = bare(*arguments)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert bare("usage").returncode == 2
+    assert bare("tenant", "create", "a\x1b[31mb").returncode == 2
     assert bare("check-config").returncode == 0
     assert bare("migrate").returncode == 0
     assert "Example" in bare("key", "issue", "--help").stdout
 
 
 def test_secrets_are_not_shown_by_check_config(tmp_path: Path) -> None:
-    """`check-config --json` masks what is secret."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": "sk-very-secret"}
-    shown = run_cli(environment, tmp_path, "check-config")
-    assert "sk-very-secret" not in json.dumps(shown)
+    """`check-config --json` masks what is secret, passwords in URLs too."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "OPENAI_API_KEY": "hunter2-key",
+        "OPENAI_BASE_URL": "https://user:hunter2-base@host/v1",
+        "REDIS_URL": "redis://:hunter2-redis@host/0",
+        "DATABASE_URL": "postgresql://user:hunter2-db@host/db",
+    }
+    assert "hunter2" not in json.dumps(run_cli(environment, tmp_path, "check-config"))
+
+
+def test_a_database_that_is_away_is_one_sentence(tmp_path: Path) -> None:
+    """No traceback and no password; it says which settings to look at."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    environment["DATABASE_URL"] = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/db"
+    done = subprocess.run(
+        [ROOT / ".venv" / "bin" / "sluicegate", "tenant", "list"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
