@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_running_stream_outlives_redis(tmp_path: Path, scripted: ScriptedProcess) -> None:
-    """Killed in the middle of a stream: it finishes and is settled; a new one gets 503 until Redis is back."""
+    """Killed in mid-stream: the stream finishes and is settled; a new one gets 503 until Redis is back."""
     label = tmp_path.name
     with running(RedisServer()) as redis:
         redis.start()
