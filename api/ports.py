@@ -5,7 +5,7 @@ The refusals that ports can raise stand here too; `api.errors` has a row for eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ class UsageEvent:
     first_token_ms: int | None
     duration_ms: int
     ended_at: datetime
+
+    def flat(self) -> dict[str, Any]:
+        """All of it by field name: a row of the ledger, and what the API and the CLI show."""
+        parts = {**asdict(self.booking), **asdict(self.usage)}
+        rest = ("answered_model", "ended", "cause", "first_token_ms", "duration_ms", "ended_at")
+        return parts | {name: getattr(self, name) for name in rest}
 
 
 @dataclass(frozen=True, slots=True)

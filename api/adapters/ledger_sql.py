@@ -235,7 +235,7 @@ async def _settle_all(connection: AsyncConnection, events: dict[str, Any]) -> No
     owned = await connection.execute(
         delete(in_flight).where(in_flight.c.id.in_(list(events))).returning(in_flight.c.id)
     )
-    rows = [rows_sql.event_row(events[booking_id]) for booking_id in owned.scalars()]
+    rows = [events[booking_id].flat() for booking_id in owned.scalars()]
     if rows:
         await connection.execute(insert(usage_events), rows)
 

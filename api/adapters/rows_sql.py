@@ -30,20 +30,6 @@ def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def event_row(event: UsageEvent) -> dict[str, Any]:
-    """A row of `usage_events`."""
-    return {
-        **asdict(event.booking),
-        **asdict(event.usage),
-        "answered_model": event.answered_model,
-        "ended": event.ended,
-        "cause": event.cause,
-        "first_token_ms": event.first_token_ms,
-        "duration_ms": event.duration_ms,
-        "ended_at": event.ended_at,
-    }
-
-
 def usage_event(row: RowMapping) -> UsageEvent:
     """The value of a row of `usage_events`."""
     return UsageEvent(

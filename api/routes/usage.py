@@ -39,14 +39,6 @@ async def usage_events(
 
 def event_out(event: UsageEvent) -> dict[str, Any]:
     """An event, flat, as the API and the CLI show it."""
-    flat = {**asdict(event.booking), **asdict(event.usage)}
-    del flat["worker"]
-    return {
-        **flat,
-        "answered_model": event.answered_model,
-        "ended": event.ended,
-        "cause": event.cause,
-        "first_token_ms": event.first_token_ms,
-        "duration_ms": event.duration_ms,
-        "ended_at": event.ended_at,
-    }
+    flat = event.flat()
+    del flat["worker"]  # an operator's matter
+    return flat
