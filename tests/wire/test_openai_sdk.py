@@ -103,7 +103,7 @@ async def test_an_unknown_model_is_not_found(
 async def test_an_error_in_the_middle_is_raised(client: AsyncOpenAI) -> None:
     """The SDK raises when the provider breaks off in the middle of a stream."""
     stream = await client.chat.completions.create(
-        model="scripted?tokens=30&pace_ms=0&reset_at=10", messages=MESSAGES, stream=True
+        model="scripted?tokens=30&pace_ms=0&eof_at=10", messages=MESSAGES, stream=True
     )
     words = []
     with pytest.raises(openai.APIError):

@@ -111,9 +111,9 @@ async def test_a_wrong_key_is_explained(page: Page) -> None:
 
 async def test_an_error_in_the_middle_is_shown_with_what_came_before(page: Page, demo: GateProcess) -> None:
     """Ten words, then the provider breaks off: both are on the page."""
-    await ask(page, demo.facts["key"], "hi", "scripted?tokens=20&pace_ms=0&reset_at=10")
+    await ask(page, demo.facts["key"], "hi", "scripted?tokens=20&pace_ms=0&eof_at=10")
     await expect(page.locator("#state")).to_have_text("Failed")
-    await expect(page.locator("#error")).to_contain_text("broke off")
+    await expect(page.locator("#error")).to_contain_text("in the middle")
     assert len((await page.inner_text("#output")).split()) == 10
 
 
