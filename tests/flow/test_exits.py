@@ -146,7 +146,7 @@ async def upstream_reports_an_error(scene: Scene) -> None:
 
 async def upstream_resets(scene: Scene) -> None:
     """The provider's connection breaks in the middle; a reset takes with it what was not read yet."""
-    await _breaks(scene, "reset_at=10")
+    await _breaks(scene, "silence_at=10&silence_ms=300&reset_at=10")
 
 
 async def upstream_ends_early(scene: Scene) -> None:
