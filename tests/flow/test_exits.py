@@ -229,7 +229,7 @@ TABLE = {
         10,
         Source.COUNTED,
         Certainty.AT_LEAST,
-        settings=(("stream_seconds", 0.3),),
+        settings=(("stream_seconds", 1.0),),
     ),
     "slow reader": Exit(
         slow_reader,

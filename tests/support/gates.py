@@ -37,7 +37,12 @@ SECRET_KEY = "k" * 40
 
 def settings_of(tmp_path: Path, **changes: Any) -> Settings:
     """Settings from arguments alone: neither the environment nor a `.env` is read."""
-    values = {"data_dir": tmp_path / "data", "secret_key": SECRET_KEY, "tick_seconds": 0.05} | changes
+    values = {
+        "data_dir": tmp_path / "data",
+        "secret_key": SECRET_KEY,
+        "tick_seconds": 0.05,
+        "redis_timeout_seconds": 5,  # the tests share two cores with the servers
+    } | changes
     return Settings(_env_file=None, **values)
 
 

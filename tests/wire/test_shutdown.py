@@ -36,6 +36,7 @@ def gate(
         DATABASE_URL=new_database(database),
         REDIS_URL=redis_url,
         OPENAI_BASE_URL=f"{scripted.url}/v1",
+        REDIS_TIMEOUT_SECONDS="5",
         DRAIN_SECONDS="0.3",
         SEND_SECONDS="1",
     ) as running:
