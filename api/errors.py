@@ -46,10 +46,6 @@ class NotFound(Exception):  # noqa: N818
     """There is no such thing, or it is not the caller's."""
 
 
-class Conflict(Exception):  # noqa: N818
-    """It exists already, or its state forbids this."""
-
-
 class TooManyAttempts(Exception):  # noqa: N818
     """A throttled route was called too often."""
 
@@ -98,7 +94,6 @@ ROWS: Mapping[type[Exception], Row] = {
     BadRequest: Row(400, _INVALID, "invalid_request"),
     NotFound: Row(404, _INVALID, "not_found"),
     NoSuchTenant: Row(404, _INVALID, "not_found"),
-    Conflict: Row(409, _INVALID, "conflict"),
     StreamsExhausted: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     TooManyAttempts: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     LimiterUnavailable: Row(503, _SERVER, "limiter_unavailable", "Admission is not possible right now."),

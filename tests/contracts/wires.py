@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _GONE = (OSError, EOFError)
 
 
-class Wire:
+class Wire(ABC):
     """A TCP port on loopback. `accepted` counts connections, `gone` is set when a client has left."""
 
     def __init__(self) -> None:
@@ -63,9 +64,9 @@ class Wire:
             writer.transport.abort()
             self.gone.set()
 
+    @abstractmethod
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve one connection."""
-        raise NotImplementedError
 
 
 class Proxy(Wire):
