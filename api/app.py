@@ -17,20 +17,24 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from slowapi.errors import RateLimitExceeded
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from api import runtime, schema
+from api import runtime, schema, schema_accounts
 from api.edge import Edge
 from api.errors import ROWS, TooManyAttempts, failure_of, json_error
-from api.routes import accounts, chat, ops, pages, sign_in, usage
+from api.routes import chat, keys, ops, pages, sign_in, tenants, tokens, usage
 from api.routes.bodies import bad_field
+from api.routes.throttles import throttle
+from auth.passwords import Hasher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from api.deps import LifespanState
     from api.flow.gate import Gate
@@ -43,24 +47,39 @@ log = logging.getLogger("sluicegate")
 _OWN_BODIES = (
     schema.PlainRequest,
     schema.ChatRequest,
-    schema.TenantIn,
-    schema.KeyIn,
-    schema.LoginIn,
-    schema.TokenIn,
+    schema_accounts.TenantIn,
+    schema_accounts.TenantPatch,
+    schema_accounts.KeyIn,
+    schema_accounts.KeyPatch,
+    schema_accounts.RotateIn,
+    schema_accounts.LoginIn,
+    schema_accounts.TokenIn,
 )
 """Bodies that routes read themselves, after authentication; FastAPI has to be told of them."""
 
 
 class Application(FastAPI):
-    """FastAPI behind the edge, which is outermost: it needs the server's own `send`."""
+    """FastAPI behind the edge, which needs the server's own `send`: nothing outside of it may wrap that."""
 
-    def __init__(self, *, max_body_bytes: int, **options: Any) -> None:
+    def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
-        self._edge = Edge(super().__call__, max_body_bytes=max_body_bytes)
+        inner: ASGIApp = super().__call__
+        if settings.allowed_origins:
+            inner = CORSMiddleware(
+                inner,
+                allow_origins=settings.allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+                max_age=3600,
+            )
+        self._outermost: ASGIApp = Edge(inner, max_body_bytes=settings.max_body_bytes)
+        if settings.proxies:
+            self._outermost = ProxyHeadersMiddleware(self._outermost, list(settings.proxies))  # type: ignore[arg-type, assignment]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve."""
-        await self._edge(scope, receive, send)
+        await self._outermost(scope, receive, send)
 
 
 def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -> Application:
@@ -72,20 +91,23 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
             with _heard_signals(state["gate"]):
                 yield state
             await state["gate"].drained()
+        hasher.close()
 
+    hasher = Hasher()
     app = Application(
-        max_body_bytes=settings.max_body_bytes,
+        settings,
         title="Sluicegate",
         version=version("sluicegate"),
         summary="A multi-tenant streaming gateway for LLMs.",
         lifespan=lifespan,
     )
-    throttle = sign_in.throttle(settings.redis_url)
     for router in (
         chat.router,
         usage.router,
-        sign_in.router(throttle),
-        accounts.router,
+        sign_in.router(throttle(settings.redis_url), hasher),
+        keys.router,
+        tokens.router,
+        tenants.router,
         ops.router,
         pages.router,
     ):

@@ -6,9 +6,10 @@ from typing import Annotated, TypedDict
 
 from fastapi import Depends, Request, Security
 
+from api.accounts import Actor
 from api.flow.gate import Gate
 from auth.authenticator import Authenticator
-from auth.dependencies import Requires
+from auth.dependencies import Requires, address_of, authenticated
 from auth.principal import Principal, Scope
 from auth.tokens import TokenSigner
 
@@ -37,9 +38,22 @@ def request_id(request: Request) -> str:
     return given
 
 
+def actor_named(name: str, request: Request) -> Actor:
+    """Somebody of that name, for the audit log."""
+    return Actor(name, address_of(request), request_id(request))
+
+
+def _by(request: Request, principal: Annotated[Principal, Security(authenticated)]) -> Actor:
+    return actor_named(principal.name, request)
+
+
 Caller = Annotated[Principal, Security(Requires(Scope.CHAT))]
-UsageReader = Annotated[Principal, Security(Requires(Scope.USAGE_READ))]
+Tenant = Annotated[Principal, Security(Requires())]
+UsageReader = Annotated[Principal, Security(Requires(Scope.USAGE_READ, Scope.TENANT_ADMIN))]
+TenantAdmin = Annotated[Principal, Security(Requires(Scope.TENANT_ADMIN))]
 Admin = Annotated[Principal, Security(Requires(Scope.ADMIN))]
+Anyone = Annotated[Principal, Security(authenticated)]
+By = Annotated[Actor, Depends(_by)]
 GateDep = Annotated[Gate, Depends(_gate)]
 SignerDep = Annotated[TokenSigner, Depends(_signer)]
 RequestId = Annotated[str, Depends(request_id)]

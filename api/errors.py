@@ -14,18 +14,19 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api.accounts import ExternalIdTaken, NoSuchKey, NoSuchTenant
 from api.core.dialects import Failure
 from api.core.dialects.openai_chat import error_object
 from api.core.sse import EventTooLarge
 from api.ports import (
     AccountsUnavailable,
+    AllowanceSpent,
     LedgerUnavailable,
     LimiterUnavailable,
-    NoSuchTenant,
     StreamsExhausted,
     UpstreamFailed,
 )
-from auth.principal import NotAllowed, NotAuthenticated
+from auth.principal import NotAllowed, NotAuthenticated, TooManyFailures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,6 +85,8 @@ CUTS: Mapping[str, str] = {
     "slow_reader": "The client did not read the stream for too long.",
     "lease_lost": "The stream's slot was lost while the worker was not responding.",
     "drain": "The gateway is restarting. Send the request again.",
+    "revoked": "The credential of this stream was revoked.",
+    "expired": "The credential of this stream has expired.",
 }
 
 ROWS: Mapping[type[Exception], Row] = {
@@ -94,7 +97,11 @@ ROWS: Mapping[type[Exception], Row] = {
     BadRequest: Row(400, _INVALID, "invalid_request"),
     NotFound: Row(404, _INVALID, "not_found"),
     NoSuchTenant: Row(404, _INVALID, "not_found"),
+    NoSuchKey: Row(404, _INVALID, "not_found"),
+    ExternalIdTaken: Row(409, _INVALID, "conflict"),
     StreamsExhausted: Row(429, "rate_limit_error", "rate_limit_exceeded"),
+    AllowanceSpent: Row(429, "insufficient_quota", "insufficient_quota"),
+    TooManyFailures: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     TooManyAttempts: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     LimiterUnavailable: Row(503, _SERVER, "limiter_unavailable", "Admission is not possible right now."),
     LedgerUnavailable: Row(503, _SERVER, "ledger_unavailable", "Usage cannot be recorded right now."),
@@ -103,6 +110,8 @@ ROWS: Mapping[type[Exception], Row] = {
     EventTooLarge: Row(502, _SERVER, "upstream_failed", "The provider sent an event that is too large."),
     Cut: Row(503, _SERVER, "stream_cut"),
 }
+
+_CUT_STATUS: Mapping[str, int] = {"deadline": 504, "revoked": 401, "expired": 401}
 
 _UNKNOWN = Row(500, _SERVER, "internal_error", "The gateway failed. The request id helps to find out why.")
 
@@ -126,9 +135,13 @@ def _of_ours(error: Exception) -> Failure:
         code = "request_too_large" if status == 413 else code  # noqa: PLR2004 - HTTP
     elif isinstance(error, Cut):
         code = error.cause
-        status = 504 if error.cause == "deadline" else status
+        status = _CUT_STATUS.get(error.cause, status)
+    elif isinstance(error, NotAllowed):
+        code = error.code
     elif isinstance(error, NotAuthenticated):
         headers = {"www-authenticate": "Bearer"}
+    elif isinstance(error, AllowanceSpent):
+        headers = {"x-should-retry": "false"}
     return Failure(status, row.type, code, row.text or str(error), param, headers)
 
 

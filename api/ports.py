@@ -10,23 +10,33 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from api.core.booking import Ended, Happening
     from api.core.usage import Usage
-    from auth.principal import Scope, StoredKey
+    from auth.principal import Cap
 
 
 # --- refusals ---------------------------------------------------------------------------------------
 
 
 class StreamsExhausted(Exception):  # noqa: N818 - reads as what happened
-    """The tenant has as many live streams as it may have. `retry_after_seconds` is a hint."""
+    """There are as many live streams as `cap` allows. `retry_after_seconds` is a hint."""
 
-    def __init__(self, cap: int, retry_after_seconds: int) -> None:
-        super().__init__(f"You have {cap} streams open, which is your limit. Retry when one has ended.")
+    def __init__(self, cap: Cap, retry_after_seconds: int) -> None:
+        whose = {"tenant": "", "key": " with this key", "token": " with this token"}[cap.kind]
+        super().__init__(
+            f"You have {cap.limit} streams open{whose}, which is your limit. Retry when one has ended."
+        )
         self.retry_after_seconds = retry_after_seconds
+
+
+class AllowanceSpent(Exception):  # noqa: N818
+    """The token that calls may use no more tokens, or not enough for this request."""
+
+    def __init__(self) -> None:
+        super().__init__("This token's allowance is used up, or too small for this request.")
 
 
 class LimiterUnavailable(Exception):  # noqa: N818
@@ -73,10 +83,30 @@ CALLERS_FAULT = frozenset({400, 404, 413, 415, 422})
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What admission granted: one slot of a tenant, as a lease that expires unless it is renewed."""
+    """What admission granted: a slot under each cap, as leases that expire unless they are renewed.
+
+    `granted_tokens` is what was reserved of the allowance of token `allowance_of`, where it has one.
+    """
 
     id: str
     tenant_id: str
+    caps: tuple[Cap, ...]
+    allowance_of: str | None = None
+    granted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a token may use in all, and what this request asks of it: at least `least`, at most `most`.
+
+    `spent` is what the ledger says, for when Redis does not know; None until the ledger was asked.
+    """
+
+    token_id: str
+    total: int
+    least: int
+    most: int
+    spent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +116,8 @@ class Booking:
     id: str
     request_id: str
     tenant_id: str
-    key_id: str
+    key_id: str | None
+    token_id: str | None
     end_user: str | None
     dialect: str
     model: str
@@ -134,29 +165,6 @@ class Totals:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """A customer. `max_streams` is its cap on streams at one time."""
-
-    id: str
-    name: str
-    max_streams: int
-    active: bool
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class KeyInfo:
-    """What may be shown of an API key."""
-
-    id: str
-    tenant_id: str
-    name: str
-    scopes: tuple[Scope, ...]
-    created_at: datetime
-    revoked_at: datetime | None
-
-
 # --- ports ------------------------------------------------------------------------------------------
 
 
@@ -179,20 +187,29 @@ class Clock(Protocol):
 class Limiter(Protocol):
     """Caps on what a tenant may have at one time. Fails closed, with LimiterUnavailable, in bounded time."""
 
-    async def acquire(self, tenant_id: str, permit_id: str, max_streams: int) -> Permit:
-        """Take a slot. Raises StreamsExhausted or LimiterUnavailable."""
+    async def acquire(
+        self, tenant_id: str, permit_id: str, caps: tuple[Cap, ...], allowance: Allowance | None = None
+    ) -> Permit | None:
+        """Take a slot under each cap, and tokens of the allowance: all or nothing.
+
+        Raises StreamsExhausted, AllowanceSpent or LimiterUnavailable. None where an allowance is asked for
+        and it is not known what is spent of it: ask the ledger, and say so in `allowance.spent`.
+        """
         ...
 
-    async def renew(self, permits: Mapping[str, Permit], caps: Mapping[str, int]) -> set[str]:
-        """Renew the leases of all live streams of a worker in one round trip; `caps` by tenant.
+    async def renew(self, permits: Mapping[str, Permit]) -> set[str]:
+        """Renew the leases of all live streams of a worker in one round trip.
 
         Returns the ids of permits that are lost: their lease had run out and the slot is taken.
         Raises LimiterUnavailable.
         """
         ...
 
-    async def release(self, permit: Permit) -> None:
-        """Give a slot back. A failure is logged and not raised: the lease runs out by itself."""
+    async def release(self, permit: Permit, used_tokens: int = 0) -> None:
+        """Give the slots back, and of the allowance what was not used.
+
+        A failure is logged and not raised: the leases run out by themselves.
+        """
         ...
 
     async def live(self, tenant_id: str) -> int:
@@ -223,6 +240,10 @@ class Ledger(Protocol):
         """Sums over a tenant's events."""
         ...
 
+    async def spent(self, tenant_id: str, token_id: str) -> int:
+        """How many tokens, in and out, the events of one bought token say it used."""
+        ...
+
     async def events(self, tenant_id: str, *, after: str | None, limit: int) -> list[UsageEvent]:
         """A tenant's events by id, the next `limit` after the id `after`."""
         ...
@@ -232,48 +253,16 @@ class Ledger(Protocol):
         ...
 
 
-class Accounts(Protocol):
-    """Tenants, their keys, and admins."""
+class Doorbell(Protocol):
+    """Tells the other workers that an account has changed. Best effort: nobody depends on it."""
 
-    async def find_key(self, key_id: str) -> StoredKey | None:
-        """What authentication needs to know of a key."""
+    async def ring(self) -> None:
+        """Ring at all workers. A failure is logged and not raised."""
         ...
 
-    async def create_tenant(self, name: str, max_streams: int) -> Tenant:
-        """A new tenant."""
+    async def listen(self, heard: Callable[[], None]) -> None:
+        """Call `heard` for each ring, and after each gap in listening, until cancelled."""
         ...
-
-    async def tenants(self) -> list[Tenant]:
-        """All tenants, oldest first."""
-        ...
-
-    async def tenant(self, tenant_id: str) -> Tenant | None:
-        """One tenant."""
-        ...
-
-    async def issue_key(self, tenant_id: str, name: str, scopes: frozenset[Scope]) -> tuple[KeyInfo, str]:
-        """A new key and its text, which is shown this once. Raises NoSuchTenant."""
-        ...
-
-    async def keys(self, tenant_id: str) -> list[KeyInfo]:
-        """A tenant's keys, oldest first."""
-        ...
-
-    async def revoke_key(self, key_id: str) -> KeyInfo | None:
-        """Revoke a key; again is the same. None if there is no such key."""
-        ...
-
-    async def password_hash(self, email: str) -> str | None:
-        """The stored hash of an admin's password."""
-        ...
-
-    async def put_admin(self, email: str, password_hash: str) -> None:
-        """Create an admin, or change the password."""
-        ...
-
-
-class NoSuchTenant(Exception):  # noqa: N818
-    """No tenant has that id."""
 
 
 class UpstreamAnswer(Protocol):
@@ -331,6 +320,8 @@ class Policy:
     send_seconds: float = 30.0
     settle_seconds: float = 5.0
     drain_seconds: float = 20.0
+    watch_seconds: float = 0.5
+    last_used_seconds: float = 60.0
     max_event_bytes: int = 4 << 20
     max_answer_bytes: int = 64 << 20
     default_model: str = "scripted"

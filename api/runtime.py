@@ -7,6 +7,7 @@ writes what it holds, and only then the pools close.
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,21 @@ from api import demo
 from api.adapters import limiter_redis
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.clock_system import SystemClock
+from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import open_engine
+from api.adapters.doorbell_redis import RedisDoorbell
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
 from api.flow.gate import Gate
 from api.flow.tend import tend
-from api.ports import Policy
+from api.flow.watch import Watch
+from api.ports import AccountsUnavailable, Policy
 from auth.authenticator import Authenticator
+from auth.door import Door
+from auth.issuers import Issuers
+from auth.memory import Memory
 from auth.tokens import TokenSigner
 
 if TYPE_CHECKING:
@@ -34,8 +41,13 @@ if TYPE_CHECKING:
     from api.settings import Settings
 
 
+log = logging.getLogger("sluicegate.runtime")
+
 _CLOSE_SECONDS = 10.0
 """How long a shutdown waits for a database that is away."""
+
+_ISSUERS_SECONDS = 10.0
+"""How often it is looked whether an identity provider's keys have become old."""
 
 
 @asynccontextmanager
@@ -44,12 +56,17 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
     async with AsyncExitStack() as stack:
         clock = SystemClock()
         engine = open_engine(settings.ledger_url)
+        credentials = open_engine(settings.ledger_url, connections=6)
         stack.push_async_callback(engine.dispose)
+        stack.push_async_callback(credentials.dispose)
         redis = limiter_redis.connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
         tokenizer = ToktokTokenizer()
         upstream = _upstream(settings, tokenizer)
         stack.push_async_callback(upstream.close)
+        issuers = _issuers(settings, stack, clock) if settings.issuers_file else Issuers((), _nothing, clock)
+        signer = TokenSigner(demo.secrets_of(settings).secret_key, settings.retired_secrets)
+        memory = Memory(SqlCredentials(credentials, clock), clock)
         ledger = SqlLedger(engine)
         gate = Gate(
             clock=clock,
@@ -58,7 +75,9 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             ),
             ledger=ledger,
             upstream=upstream,
-            accounts=SqlAccounts(engine, clock),
+            accounts=SqlAccounts(credentials, clock),
+            authenticator=Authenticator(memory, signer, issuers, Door(clock), clock),
+            doorbell=RedisDoorbell(redis, timeout_seconds=settings.redis_timeout_seconds),
             tokenizer=tokenizer,
             policy=policy_of(settings),
         )
@@ -66,18 +85,45 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             gate.chores.start(tokenizer.count([""], encoding), name=f"load {encoding}")
         writing = gate.chores.start(ledger.run(), name="ledger")
         tending = gate.chores.start(tend(gate), name="tend")
-        signer = TokenSigner(demo.secrets_of(settings).secret_key)
+        watch = Watch(gate)
+        gate.chores.start(watch.run(), name="watch")
+        if not settings.redis_url.startswith("memory://"):
+            gate.chores.start(gate.doorbell.listen(gate.changed.set), name="doorbell")
+        if issuers.has_key_sets:
+            gate.chores.start(_refresh(issuers), name="issuers")
         try:
-            yield {
-                "gate": gate,
-                "authenticator": Authenticator(gate.accounts, signer, clock),
-                "signer": signer,
-            }
+            yield {"gate": gate, "authenticator": gate.authenticator, "signer": signer}
         finally:
             tending.cancel()
+            try:
+                await watch.note_used()
+            except AccountsUnavailable:
+                log.warning("it was not written when keys were last used: the database is away")
             await ledger.close()
             await asyncio.wait([writing], timeout=_CLOSE_SECONDS)
             await gate.chores.cancel()
+
+
+async def _nothing(_url: str) -> bytes:
+    raise OSError("no identity provider is configured")
+
+
+def _issuers(settings: Settings, stack: AsyncExitStack, clock: SystemClock) -> Issuers:
+    from api.adapters.jwks_http import KeyFetcher  # noqa: PLC0415 - slow to import
+
+    fetcher = KeyFetcher()
+    stack.push_async_callback(fetcher.close)
+    return Issuers(settings.issuers(), fetcher.fetch, clock)
+
+
+async def _refresh(issuers: Issuers) -> None:
+    """Keep the identity providers' keys fresh, so that no request has to wait for them."""
+    while True:
+        try:
+            await issuers.refresh()
+        except Exception:
+            log.exception("the identity providers' keys could not be refreshed")
+        await asyncio.sleep(_ISSUERS_SECONDS)
 
 
 def _upstream(settings: Settings, tokenizer: Tokenizer) -> OpenAIUpstream | ScriptedUpstream:

@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from auth.principal import Scope
-
 # What is stored and shown must not break a row, a log line or a terminal.
-_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
-ModelName = Annotated[str, Field(max_length=256, pattern=_PRINTABLE)]
-Name = Annotated[str, Field(max_length=200, pattern=_PRINTABLE)]
+PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+ModelName = Annotated[str, Field(max_length=256, pattern=PRINTABLE)]
+Name = Annotated[str, Field(max_length=200, pattern=PRINTABLE)]
 
 
 class PlainRequest(BaseModel):
@@ -106,7 +104,8 @@ class UsageEventOut(BaseModel):
     id: str
     request_id: str
     tenant_id: str
-    key_id: str
+    key_id: str | None
+    token_id: str | None
     end_user: str | None
     dialect: str
     model: str
@@ -132,78 +131,3 @@ class UsageEventPage(BaseModel):
 
     data: list[UsageEventOut]
     next: str | None
-
-
-class TenantIn(BaseModel):
-    """A new tenant."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name
-    max_streams: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-
-
-class TenantOut(BaseModel):
-    """A tenant."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str
-    name: str
-    max_streams: int
-    active: bool
-    created_at: datetime
-
-
-class KeyIn(BaseModel):
-    """A new key."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name = "default"
-    scopes: Annotated[list[Scope], Field(min_length=1)] | None = None
-
-
-class KeyOut(BaseModel):
-    """What can be shown of a key."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str
-    tenant_id: str
-    name: str
-    scopes: list[Scope]
-    created_at: datetime
-    revoked_at: datetime | None
-
-
-class KeyIssued(KeyOut):
-    """A key just issued. `key` is shown this once."""
-
-    key: str
-
-
-class LoginIn(BaseModel):
-    """An admin's sign-in."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    email: Annotated[str, Field(min_length=1, max_length=320)]
-    password: Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class TokenIn(BaseModel):
-    """What a token of an API key should be."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    ttl_seconds: Annotated[int, Field(ge=10, le=3600)] = 900
-    end_user: Name | None = None
-
-
-class TokenOut(BaseModel):
-    """A token, as OAuth 2 names the fields."""
-
-    access_token: str
-    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 - a word of OAuth
-    expires_in: int

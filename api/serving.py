@@ -16,11 +16,13 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from api import demo
+from api.accounts import Actor, KeyFields, NoSuchTenant, TenantFields
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.clock_system import SystemClock
+from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import migrate, open_engine
 from auth.passwords import hash_password, verify_password
-from auth.principal import TENANT_SCOPES
+from auth.principal import TENANT_SCOPES, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from api.settings import Settings
 
 _BACKLOG = 2048
+_START = Actor("start")  # who it is that makes the first admin, and the demo's tenant
 
 
 def serve(settings: Settings, *, as_json: bool) -> None:
@@ -49,19 +52,30 @@ async def prepare(settings: Settings) -> Secrets:
     secrets = demo.secrets_of(settings)
     engine = open_engine(settings.ledger_url)
     try:
-        accounts = SqlAccounts(engine, SystemClock())
+        clock = SystemClock()
+        accounts = SqlAccounts(engine, clock)
         if secrets.admin_password:
-            stored = await accounts.password_hash(settings.admin_email)
-            if not verify_password(secrets.admin_password, stored):
-                await accounts.put_admin(settings.admin_email, hash_password(secrets.admin_password))
-        if settings.demo and not (secrets.tenant_id and await accounts.tenant(secrets.tenant_id)):
-            tenant = await accounts.create_tenant("demo", settings.default_max_streams)
-            _, key = await accounts.issue_key(tenant.id, "demo", TENANT_SCOPES)
+            known = await SqlCredentials(engine, clock).find_user(settings.admin_email)
+            if not verify_password(secrets.admin_password, known.password_hash if known else None):
+                hashed = hash_password(secrets.admin_password)
+                await accounts.put_admin(settings.admin_email, hashed, by=_START)
+        if settings.demo and not await _has_demo_tenant(accounts, secrets.tenant_id):
+            fields = TenantFields("demo", settings.default_max_streams)
+            tenant = await accounts.create_tenant(fields, by=_START)
+            every = KeyFields("demo", (*sorted(TENANT_SCOPES), Scope.TENANT_ADMIN))
+            _, key = await accounts.keys(None).issue(tenant.id, every, by=_START)
             secrets.tenant_id, secrets.tenant_key = tenant.id, key
             demo.keep(settings, secrets)
         return secrets
     finally:
         await engine.dispose()
+
+
+async def _has_demo_tenant(accounts: SqlAccounts, tenant_id: str) -> bool:
+    try:
+        return (await accounts.tenant(tenant_id)).state != "deleted"
+    except NoSuchTenant:
+        return False
 
 
 def _config(settings: Settings) -> uvicorn.Config:
@@ -71,7 +85,7 @@ def _config(settings: Settings) -> uvicorn.Config:
         log_level=settings.log_level,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody's word for a client's address is taken, so no throttle is talked round
+        proxy_headers=False,  # api.app takes the word of TRUSTED_PROXIES, and of nobody else
         timeout_worker_healthcheck=30,
         backlog=_BACKLOG,
         # The gate ends its own streams within the grace; this is for whatever else hangs on.

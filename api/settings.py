@@ -13,10 +13,22 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from auth.issuers import IssuerConfig, load_issuers
+
 MIN_SECRET_CHARACTERS = 32
+_MIN_DISTINCT = 8
+_PLACEHOLDERS = (
+    "changeme",
+    "change-me",
+    "change_me",
+    "your-secret",
+    "your_secret",
+    "secret-key",
+    "secret_key",
+)
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -40,8 +52,13 @@ class Settings(BaseSettings):
     auto_migrate: bool = True
 
     secret_key: SecretStr = SecretStr("")
+    secret_key_retired: SecretStr = SecretStr("")
     admin_email: str = "admin@localhost"
     admin_password: SecretStr = SecretStr("")
+
+    issuers_file: Path | None = None
+    cors_origins: str = ""
+    trusted_proxies: str = ""
 
     openai_api_key: SecretStr = SecretStr("")
     openai_base_url: str = ""
@@ -61,8 +78,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _safe(self) -> Settings:
         secret = self.secret_key.get_secret_value()
-        if secret and len(secret) < MIN_SECRET_CHARACTERS:
-            raise ValueError(f"SECRET_KEY must have at least {MIN_SECRET_CHARACTERS} characters")
+        if secret:
+            _check_secret("SECRET_KEY", secret)
+        for retired in self.retired_secrets:
+            _check_secret("SECRET_KEY_RETIRED", retired)
+        if secret and secret in self.retired_secrets:
+            raise ValueError("SECRET_KEY is among SECRET_KEY_RETIRED")
         if not secret and not _is_loopback(self.host):
             raise ValueError(
                 "without SECRET_KEY this is a demo, which binds to loopback only: "
@@ -80,6 +101,56 @@ class Settings(BaseSettings):
         if self.openai_base_url and urlsplit(self.openai_base_url).scheme not in {"http", "https"}:
             raise ValueError("OPENAI_BASE_URL must begin with http:// or https://")
         return self
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        for network in _words(text):
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError("TRUSTED_PROXIES must be addresses or networks, with commas") from None
+        return text
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        for origin in _words(text):
+            parts = urlsplit(origin)
+            if origin != f"{parts.scheme}://{parts.netloc}" or parts.scheme not in {"http", "https"}:
+                raise ValueError("CORS_ORIGINS must be origins such as https://app.example.com, with commas")
+        return text
+
+    @model_validator(mode="after")
+    def _issuers_are_fine(self) -> Settings:
+        self.issuers()
+        return self
+
+    def issuers(self) -> tuple[IssuerConfig, ...]:
+        """The identity providers whose tokens are taken, read from ISSUERS_FILE."""
+        if self.issuers_file is None:
+            return ()
+        try:
+            return load_issuers(self.issuers_file.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"ISSUERS_FILE cannot be read: {type(error).__name__}") from None
+        except ValueError as error:
+            raise ValueError(f"ISSUERS_FILE: {error}") from None
+
+    @property
+    def retired_secrets(self) -> tuple[str, ...]:
+        """Former SECRET_KEYs whose tokens still hold."""
+        return _words(self.secret_key_retired.get_secret_value())
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Origins whose pages may call."""
+        return _words(self.cors_origins)
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """Networks whose word for a client's address is taken."""
+        return _words(self.trusted_proxies)
 
     @property
     def demo(self) -> bool:
@@ -105,6 +176,18 @@ class Settings(BaseSettings):
     def worker(self) -> str:
         """The name of this process in the ledger."""
         return f"{socket.gethostname()}:{os.getpid()}"[-100:]
+
+
+def _check_secret(name: str, secret: str) -> None:
+    """Refuses what is short, and what somebody typed to get on: a placeholder, one key held down."""
+    if len(secret) < MIN_SECRET_CHARACTERS:
+        raise ValueError(f"{name} must have at least {MIN_SECRET_CHARACTERS} characters")
+    if len(set(secret)) < _MIN_DISTINCT or any(word in secret.lower() for word in _PLACEHOLDERS):
+        raise ValueError(f"{name} is easy to guess: make one with `openssl rand -hex 32`")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _is_loopback(host: str) -> bool:

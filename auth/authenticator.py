@@ -1,118 +1,217 @@
-"""From a credential to a Principal.
+"""From a credential to a Principal: API keys, our own tokens, tokens of the company's identity provider.
 
-Keys are remembered for `cache_seconds`, so a warm call does no I/O and a revoked key is refused at most
-that much later (P9). Fails closed: if the database does not answer, nobody gets in.
+Warm calls do no I/O (auth.memory); a token's signature is checked once and remembered. Fails closed: if the
+accounts do not answer, nobody gets in. Whatever is wrong with a credential, the answer is the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from auth import keys
-from auth.principal import NotAuthenticated, Principal, StoredKey
+from auth import jws, keys
+from auth.issuers import ForeignClaims
+from auth.principal import Cap, NotAllowed, NotAuthenticated, Principal, Scope
+from auth.tokens import ISSUER
 
 if TYPE_CHECKING:
-    from auth.tokens import TokenSigner
+    from auth.door import Door
+    from auth.issuers import Issuers
+    from auth.memory import Clock, Memory
+    from auth.principal import StoredKey, StoredTenant
+    from auth.tokens import Claims, TokenSigner
 
-_NO_KEY_SHA256 = bytes(32)
-
-
-class KeyStore(Protocol):
-    """Where keys are kept."""
-
-    async def find_key(self, key_id: str) -> StoredKey | None:
-        """The key with that id, with its tenant's state, or None."""
-        ...
-
-
-class Clock(Protocol):
-    """The two clocks: one for what is written down, one for what is measured."""
-
-    def unix(self) -> float:
-        """UTC seconds since 1970."""
-        ...
-
-    def monotonic(self) -> float:
-        """Seconds that never jump."""
-        ...
+_NO_SECRET_SHA256 = bytes(32)
+_VERIFIED_ENTRIES = 10_000
+_VERIFIED_SECONDS = 30.0
+"""How long a checked signature is believed: a key that an identity provider withdraws counts no longer."""
 
 
 class Authenticator:
     """Knows keys and tokens. One for each worker."""
 
     def __init__(
-        self,
-        store: KeyStore,
-        signer: TokenSigner,
-        clock: Clock,
-        *,
-        cache_seconds: float = 1.0,
-        cache_entries: int = 10_000,
+        self, memory: Memory, signer: TokenSigner, issuers: Issuers, door: Door, clock: Clock
     ) -> None:
-        self._store = store
+        self.memory = memory
         self._signer = signer
+        self._issuers = issuers
+        self._door = door
         self._clock = clock
-        self._cache_seconds = cache_seconds
-        self._cache_entries = cache_entries
-        self._cache: OrderedDict[str, tuple[float, StoredKey | None]] = OrderedDict()
+        self._used: dict[str, datetime] = {}
+        self._verified: OrderedDict[bytes, tuple[float, Claims | ForeignClaims]] = OrderedDict()
 
-    async def principal(self, credential: str) -> Principal:
-        """Who holds this API key or JWT. Raises NotAuthenticated."""
-        if credential.startswith("sg_"):
-            return await self._of_key(credential)
-        return await self._of_token(credential)
+    async def principal(self, credential: str, address: str) -> Principal:
+        """Who holds this API key or JWT, calling from `address`.
 
-    async def _of_key(self, credential: str) -> Principal:
+        Raises NotAuthenticated, NotAllowed (a key that may not be used from there), TooManyFailures.
+        """
+        await self.memory.current()
+        as_of = self.memory.version
+        try:
+            if credential.startswith("sg_"):
+                found = await self._of_key(credential, address)
+            else:
+                found = await self._of_token(credential)
+        except NotAuthenticated:
+            self._door.failed(address)
+            raise
+        return replace(found, as_of=as_of)
+
+    async def again(self, principal: Principal) -> Principal:
+        """The same principal as it is now. Raises NotAuthenticated where it holds no more."""
+        await self.memory.current()
+        as_of, now = self.memory.version, self._clock.unix()
+        until = principal.expires_at
+        if principal.key_id is not None:
+            key = _holding(await self.memory.key(principal.key_id), now)
+            until = _earlier(until, _unix(key.expires_at))
+        elif principal.tenant_id is not None:
+            _active(await self.memory.tenant(principal.tenant_id))
+        if principal.token_id is not None and self.memory.revoked(principal.tenant_id, principal.token_id):
+            raise NotAuthenticated
+        if until is not None and now >= until:
+            raise NotAuthenticated
+        return replace(principal, expires_at=until, as_of=as_of)
+
+    def take_used(self) -> dict[str, datetime]:
+        """Which keys were used, and when last, since this was last asked."""
+        used, self._used = self._used, {}
+        return used
+
+    # --- keys -----------------------------------------------------------------------------------
+
+    async def _of_key(self, credential: str, address: str) -> Principal:
         key = keys.parse(credential)
         if key is None:
             raise NotAuthenticated
-        stored = await self._find(key.id)
-        matches = keys.same(key, stored.secret_sha256 if stored else _NO_KEY_SHA256)
-        if not matches:
-            raise NotAuthenticated
-        return _principal(_holding(stored))
+        if not self.memory.remembers("key", key.id):
+            self._door.open_for(address)
+        stored = await self.memory.key(key.id)
+        now = self._clock.unix()
+        current = keys.same(key, stored.secret_sha256 if stored else _NO_SECRET_SHA256)
+        previous = keys.same(key, (stored.previous_sha256 if stored else None) or _NO_SECRET_SHA256)
+        stored = _holding(stored, now)
+        until = _unix(stored.expires_at)
+        if not current:
+            grace = _unix(stored.previous_until) or 0.0
+            if not previous or now >= grace:
+                raise NotAuthenticated
+            until = _earlier(until, grace)
+        if not stored.allows(address):
+            raise NotAllowed("This key may not be used from your address.", "address_not_allowed")
+        self._used[stored.id] = datetime.fromtimestamp(now, UTC)
+        return _of_stored(stored, expires_at=until)
+
+    # --- tokens ---------------------------------------------------------------------------------
 
     async def _of_token(self, credential: str) -> Principal:
-        claims = self._signer.read(credential, now=self._clock.unix())
-        if claims.key_id is None:
-            return Principal(scopes=claims.scopes, token_id=claims.id, user=claims.user)
-        stored = _holding(await self._find(claims.key_id))
-        return _principal(
-            stored, token_id=claims.id, end_user=claims.end_user, scopes=claims.scopes & stored.scopes
+        claims = await self._claims(credential)
+        if isinstance(claims, ForeignClaims):
+            found = await self._of_foreign(claims)
+        elif claims.key_id is not None:
+            found = await self._of_bought(claims, claims.key_id)
+        else:
+            found = await self._of_user(claims)
+        if found.token_id is not None and self.memory.revoked(found.tenant_id, found.token_id):
+            raise NotAuthenticated
+        return found
+
+    async def _claims(self, credential: str) -> Claims | ForeignClaims:
+        digest, now = hashlib.sha256(credential.encode(errors="replace")).digest(), self._clock.monotonic()
+        at, claims = self._verified.get(digest, (0.0, None))
+        if claims is None or now - at >= _VERIFIED_SECONDS or self._clock.unix() >= claims.expires_at:
+            peeked = jws.peek(credential)
+            if peeked.issuer == ISSUER:
+                claims = self._signer.read(credential, now=self._clock.unix())
+            else:
+                claims = await self._issuers.read(credential, peeked)
+            self._verified[digest] = (now, claims)
+        self._verified.move_to_end(digest)
+        if len(self._verified) > _VERIFIED_ENTRIES:
+            self._verified.popitem(last=False)
+        return claims
+
+    async def _of_user(self, claims: Claims) -> Principal:
+        user = await self.memory.user(claims.user) if claims.user else None
+        if user is None or claims.issued_at < int(user.changed_at.timestamp()):
+            raise NotAuthenticated
+        return Principal(
+            scopes=claims.scopes, token_id=claims.id, user=user.email, expires_at=claims.expires_at
         )
 
-    async def _find(self, key_id: str) -> StoredKey | None:
-        now = self._clock.monotonic()
-        entry = self._cache.get(key_id)
-        if entry is not None and now - entry[0] < self._cache_seconds:
-            return entry[1]
-        stored = await self._store.find_key(key_id)
-        self._cache[key_id] = (now, stored)
-        self._cache.move_to_end(key_id)
-        if len(self._cache) > self._cache_entries:
-            self._cache.popitem(last=False)
-        return stored
+    async def _of_bought(self, claims: Claims, key_id: str) -> Principal:
+        stored = _holding(await self.memory.key(key_id), self._clock.unix())
+        found = _of_stored(stored, expires_at=_earlier(_unix(stored.expires_at), claims.expires_at))
+        caps = found.caps
+        if claims.max_streams is not None:
+            caps = (*caps, Cap("token", claims.id, claims.max_streams))
+        return replace(
+            found,
+            scopes=found.scopes & claims.scopes,
+            token_id=claims.id,
+            end_user=claims.end_user,
+            caps=caps,
+            models=found.models + ((claims.models,) if claims.models is not None else ()),
+            allowance=claims.max_tokens,
+        )
+
+    async def _of_foreign(self, claims: ForeignClaims) -> Principal:
+        if claims.tenant is None:  # an admin: auth.issuers has seen to it
+            return Principal(
+                scopes=claims.scopes & {Scope.ADMIN},
+                token_id=claims.token_id,
+                user=claims.end_user or claims.token_id,
+                expires_at=claims.expires_at,
+            )
+        tenant = _active(await self.memory.tenant(claims.tenant))
+        return Principal(
+            scopes=claims.scopes,
+            tenant_id=tenant.id,
+            token_id=claims.token_id,
+            end_user=claims.end_user,
+            caps=(Cap("tenant", tenant.id, tenant.max_streams),),
+            default_model=tenant.default_model,
+            expires_at=claims.expires_at,
+        )
 
 
-def _holding(stored: StoredKey | None) -> StoredKey:
-    if stored is None or stored.revoked_at is not None or not stored.tenant_active:
+def _active(tenant: StoredTenant | None) -> StoredTenant:
+    if tenant is None or not tenant.active:
+        raise NotAuthenticated
+    return tenant
+
+
+def _holding(stored: StoredKey | None, now: float) -> StoredKey:
+    if stored is None or stored.revoked_at is not None or not stored.tenant.active:
+        raise NotAuthenticated
+    if stored.expires_at is not None and now >= stored.expires_at.timestamp():
         raise NotAuthenticated
     return stored
 
 
-def _principal(
-    stored: StoredKey,
-    *,
-    token_id: str | None = None,
-    end_user: str | None = None,
-    scopes: frozenset[str] | None = None,
-) -> Principal:
+def _of_stored(stored: StoredKey, *, expires_at: float | None) -> Principal:
+    tenant = stored.tenant
+    caps: tuple[Cap, ...] = (Cap("tenant", tenant.id, tenant.max_streams),)
+    if stored.max_streams is not None:
+        caps = (*caps, Cap("key", stored.id, stored.max_streams))
     return Principal(
-        scopes=stored.scopes if scopes is None else stored.scopes & scopes,
-        tenant_id=stored.tenant_id,
+        scopes=stored.scopes,
+        tenant_id=tenant.id,
         key_id=stored.id,
-        token_id=token_id,
-        end_user=end_user,
-        max_streams=stored.max_streams,
+        caps=caps,
+        models=(stored.models,) if stored.models is not None else (),
+        default_model=tenant.default_model,
+        expires_at=expires_at,
     )
+
+
+def _unix(at: datetime | None) -> float | None:
+    return None if at is None else at.timestamp()
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    return min((at for at in (one, other) if at is not None), default=None)

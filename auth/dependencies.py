@@ -18,13 +18,18 @@ from auth.principal import NotAllowed, NotAuthenticated, Principal, Scope
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="Bearer",
-    description="An API key (`sg_...`), or a JWT from `/auth/tokens` or `/auth/login`.",
+    description="An API key (`sg_...`), or a JWT of `/auth/tokens`, `/auth/login` or an identity provider.",
 )
 _api_key = APIKeyHeader(
     name="x-api-key", auto_error=False, scheme_name="ApiKey", description="An API key (`sg_...`)."
 )
 
 _MISSING = "You didn't provide an API key. Send `Authorization: Bearer <key or token>` or `x-api-key: <key>`."
+
+
+def address_of(request: Request) -> str:
+    """The client's address; behind trusted proxies the one that they vouch for. Empty on a Unix socket."""
+    return request.client.host if request.client is not None else ""
 
 
 async def authenticated(
@@ -40,19 +45,22 @@ async def authenticated(
     if not credential:
         raise NotAuthenticated(_MISSING)
     authenticator: Authenticator = request.state.authenticator
-    return await authenticator.principal(credential)
+    return await authenticator.principal(credential, address_of(request))
 
 
 class Requires:
-    """A dependency: a principal that has the scope and, but for admins, belongs to a tenant."""
+    """A dependency: a principal that has one of the scopes and, but for admins, belongs to a tenant.
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
+    With no scopes named, any credential of a tenant will do.
+    """
+
+    def __init__(self, *scopes: Scope) -> None:
+        self.scopes = scopes
 
     async def __call__(self, principal: Annotated[Principal, Security(authenticated)]) -> Principal:
         """The principal. Raises NotAllowed."""
-        if self.scope not in principal.scopes:
-            raise NotAllowed(self.scope)
-        if self.scope is not Scope.ADMIN and principal.tenant_id is None:
-            raise NotAllowed(self.scope)
+        if self.scopes and not principal.scopes.intersection(self.scopes):
+            raise NotAllowed(f"This credential lacks the scope `{self.scopes[0]}`.")
+        if Scope.ADMIN not in self.scopes and principal.tenant_id is None:
+            raise NotAllowed("This is for credentials of a tenant: use an API key.")
         return principal

@@ -41,11 +41,11 @@ class ApiKey(NamedTuple):
         return hashlib.sha256(self.secret.encode()).digest()
 
 
-def mint() -> ApiKey:
-    """A new key."""
+def mint(key_id: str | None = None) -> ApiKey:
+    """A new key, or a new secret for the key of that id."""
     number = secrets.randbits(256)
     body = _base62(number, _SECRET_LENGTH)
-    key_id = "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
+    key_id = key_id or "".join(secrets.choice(_ALPHABET) for _ in range(_ID_LENGTH))
     return ApiKey(key_id, body + _check(key_id, body))
 
 

@@ -1,10 +1,11 @@
-"""The words of authentication: principals, scopes, stored keys, and the two refusals."""
+"""The words of authentication: principals, scopes, what is stored of accounts, and the refusals."""
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -14,20 +15,32 @@ class Scope(StrEnum):
     """What a credential may be used for."""
 
     CHAT = "chat"
+    EMBEDDINGS = "embeddings"
     USAGE_READ = "usage:read"
+    TENANT_ADMIN = "tenant:admin"
     ADMIN = "admin"
 
 
-TENANT_SCOPES = frozenset({Scope.CHAT, Scope.USAGE_READ})
-"""What a tenant's key may do unless it was issued with less."""
+TENANT_SCOPES = frozenset({Scope.CHAT, Scope.EMBEDDINGS, Scope.USAGE_READ})
+"""What a tenant's key may do unless it was issued with less, or more."""
+
+
+class Cap(NamedTuple):
+    """At most `limit` streams at one time for one `kind` ("tenant", "key", "token") of the given id."""
+
+    kind: str
+    id: str
+    limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who is calling.
 
-    `tenant_id` and `key_id` are None for an admin who signed in; `user` is None for a key.
-    `max_streams` is the tenant's cap on streams at one time.
+    `tenant_id` is None for an admin who signed in, `key_id` for one and for a token of the company's own
+    identity provider; `user` is set for an admin alone. `models` are patterns, None for all. `expires_at`
+    is UTC seconds: what runs then is cut. `allowance` is how many tokens a bought token may use in all.
+    `as_of` is how much of the accounts' change feed was known when this was decided.
     """
 
     scopes: frozenset[Scope]
@@ -36,20 +49,90 @@ class Principal:
     token_id: str | None = None
     user: str | None = None
     end_user: str | None = None
-    max_streams: int = 0
+    caps: tuple[Cap, ...] = ()
+    models: tuple[tuple[str, ...], ...] = ()
+    default_model: str | None = None
+    allowance: int | None = None
+    expires_at: float | None = None
+    as_of: int = 0
+
+    @property
+    def name(self) -> str:
+        """Who it is, in a log or an audit line."""
+        if self.user is not None:
+            return f"user:{self.user}"
+        if self.key_id is not None:
+            return f"key:{self.key_id}"
+        return f"token:{self.token_id}"
+
+    def may_use(self, model: str) -> bool:
+        """Whether each of the lists that bind this caller (its key's, its token's) allows the model."""
+        return all(any(matches(model, pattern) for pattern in patterns) for patterns in self.models)
+
+
+def matches(model: str, pattern: str) -> bool:
+    """A pattern is a model's name, or its beginning and a `*`."""
+    return model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTenant:
+    """What authentication needs to know of a tenant."""
+
+    id: str
+    active: bool
+    max_streams: int
+    default_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """What the database knows of an API key and of its tenant. `secret_sha256` is 32 bytes."""
+    """What the database knows of an API key. Hashes are 32 bytes of SHA-256.
+
+    `previous_sha256` is the secret before the last rotation; it holds until `previous_until`.
+    `allowed_addresses` are networks in CIDR notation; none means any address.
+    """
 
     id: str
-    tenant_id: str
+    tenant: StoredTenant
     secret_sha256: bytes
     scopes: frozenset[Scope]
-    revoked_at: datetime | None
-    tenant_active: bool
-    max_streams: int
+    revoked_at: datetime | None = None
+    expires_at: datetime | None = None
+    previous_sha256: bytes | None = None
+    previous_until: datetime | None = None
+    models: tuple[str, ...] | None = None
+    max_streams: int | None = None
+    allowed_addresses: tuple[str, ...] = ()
+
+    def allows(self, address: str) -> bool:
+        """Whether the key may be used from there. What is no IP address is nowhere."""
+        if not self.allowed_addresses:
+            return True
+        try:
+            caller = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        if isinstance(caller, ipaddress.IPv6Address) and caller.ipv4_mapped is not None:
+            caller = caller.ipv4_mapped
+        return any(caller in ipaddress.ip_network(network) for network in self.allowed_addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUser:
+    """An admin. Tokens issued before `changed_at` hold no more: the password is another one."""
+
+    email: str
+    password_hash: str
+    changed_at: datetime
+
+
+class Change(NamedTuple):
+    """Something that authentication may have in mind has changed: `kind` is key, tenant, token or user."""
+
+    seq: int
+    kind: str
+    id: str
 
 
 class NotAuthenticated(Exception):  # noqa: N818 - reads as what happened
@@ -60,8 +143,16 @@ class NotAuthenticated(Exception):  # noqa: N818 - reads as what happened
 
 
 class NotAllowed(Exception):  # noqa: N818 - reads as what happened
-    """A good credential without the scope that the route asks for."""
+    """A good credential that does not carry so far. The text is public."""
 
-    def __init__(self, scope: Scope) -> None:
-        super().__init__(f"This credential lacks the scope `{scope}`.")
-        self.scope = scope
+    def __init__(self, text: str, code: str = "insufficient_scope") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class TooManyFailures(Exception):  # noqa: N818 - reads as what happened
+    """Too many credentials from one address did not hold. `retry_after_seconds` is when to come back."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__("Too many attempts with credentials that do not hold. Wait, then try again.")
+        self.retry_after_seconds = retry_after_seconds

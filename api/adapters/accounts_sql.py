@@ -1,28 +1,35 @@
-"""Tenants, keys and admins on SQL. Only hashes of secrets are stored."""
+"""Tenants, admins and the audit log on SQL. Only hashes of secrets are stored.
+
+Every change appends to the audit log in its own transaction; that log is also the feed from which workers
+learn what to forget (auth.memory), so neither can miss what the other has.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 
+from api.accounts import AuditEntry, ExternalIdTaken, NoSuchTenant, Tenant
 from api.adapters.database_sql import WRITES
-from api.adapters.tables_sql import api_keys, tenants, users
+from api.adapters.keys_sql import SqlKeys
+from api.adapters.tables_sql import api_keys, audit_log, revoked_tokens, tenants, users
 from api.core.ids import ENTROPY_BYTES, sortable_id
-from api.ports import AccountsUnavailable, KeyInfo, NoSuchTenant, Tenant
-from auth import keys
-from auth.principal import Scope, StoredKey
+from api.ports import AccountsUnavailable
+from auth.memory import token_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
+    from datetime import datetime
 
     from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from api.accounts import Actor, TenantFields
     from api.ports import Clock
 
 
@@ -30,15 +37,16 @@ _PATIENCE_SECONDS = 2.0
 """How long a caller waits for the database to say who it is."""
 
 
-class SqlAccounts:
-    """Reads and writes accounts."""
+class Book:
+    """The engine, opened for reading or for a change; what is written goes into the audit log too."""
 
     def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+        self.clock = clock
         self._engine = engine
-        self._clock = clock
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading, for two seconds at most. Raises AccountsUnavailable."""
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS), self._engine.connect() as connection:
                 yield connection
@@ -46,7 +54,8 @@ class SqlAccounts:
             raise AccountsUnavailable(type(error).__name__) from error
 
     @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[AsyncConnection]:
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction. Raises AccountsUnavailable, and IntegrityError for the caller to name."""
         try:
             async with self._engine.connect() as connection:
                 await connection.execution_options(**WRITES)
@@ -55,124 +64,193 @@ class SqlAccounts:
         except (OperationalError, InterfaceError, OSError, TimeoutError) as error:
             raise AccountsUnavailable(type(error).__name__) from error
 
-    async def find_key(self, key_id: str) -> StoredKey | None:
-        """What authentication needs to know of a key."""
-        query = (
-            select(api_keys, tenants.c.active, tenants.c.max_streams)
-            .join(tenants, tenants.c.id == api_keys.c.tenant_id)
-            .where(api_keys.c.id == key_id)
-        )
-        async with self._reading() as connection:
-            row = (await connection.execute(query)).mappings().one_or_none()
-        if row is None:
-            return None
-        return StoredKey(
-            id=row["id"],
-            tenant_id=row["tenant_id"],
-            secret_sha256=row["secret_sha256"],
-            scopes=frozenset(_scopes(row["scopes"])),
-            revoked_at=row["revoked_at"],
-            tenant_active=row["active"],
-            max_streams=row["max_streams"],
-        )
+    async def note(
+        self,
+        connection: AsyncConnection,
+        action: str,
+        target: str,
+        *,
+        by: Actor,
+        tenant_id: str | None = None,
+        **details: Any,
+    ) -> None:
+        """Append to the audit log. An action is named `kind.verb`; no secret is ever among the details."""
+        row = {
+            "at": self.clock.now(),
+            "actor": by.name[:400],
+            "address": by.address[:64],
+            "request_id": by.request_id[:128],
+            "action": action,
+            "tenant_id": tenant_id,
+            "kind": action.partition(".")[0],
+            "target": target[:400],
+            "details": details,
+        }
+        await connection.execute(insert(audit_log).values(row))
 
-    async def create_tenant(self, name: str, max_streams: int) -> Tenant:
-        """A new tenant."""
-        now = self._clock.now()
+
+class SqlAccounts:
+    """Reads and changes accounts."""
+
+    def __init__(self, engine: AsyncEngine, clock: Clock) -> None:
+        self._book = Book(engine, clock)
+
+    def keys(self, tenant_id: str | None) -> SqlKeys:
+        """The keys of one tenant, or for an admin (None) of all."""
+        return SqlKeys(self._book, tenant_id)
+
+    # --- tenants --------------------------------------------------------------------------------
+
+    async def create_tenant(self, fields: TenantFields, *, by: Actor) -> Tenant:
+        """A new tenant. Raises ExternalIdTaken."""
+        now = self._book.clock.now()
         tenant_id = sortable_id("tn_", int(now.timestamp() * 1000), secrets.token_bytes(ENTROPY_BYTES))
-        tenant = Tenant(tenant_id, name, max_streams, active=True, created_at=now)
-        async with self._writing() as connection:
-            await connection.execute(
-                insert(tenants).values(
-                    id=tenant.id, name=name, max_streams=max_streams, active=True, created_at=now
-                )
-            )
-        return tenant
-
-    async def tenants(self) -> list[Tenant]:
-        """All tenants, oldest first."""
-        async with self._reading() as connection:
-            rows = (await connection.execute(select(tenants).order_by(tenants.c.id))).mappings()
-            return [_tenant(row) for row in rows]
-
-    async def tenant(self, tenant_id: str) -> Tenant | None:
-        """One tenant."""
-        async with self._reading() as connection:
-            query = select(tenants).where(tenants.c.id == tenant_id)
-            row = (await connection.execute(query)).mappings().one_or_none()
-        return _tenant(row) if row is not None else None
-
-    async def issue_key(self, tenant_id: str, name: str, scopes: frozenset[Scope]) -> tuple[KeyInfo, str]:
-        """A new key, and its text, which cannot be had again."""
-        key = keys.mint()
-        ordered = tuple(sorted(scopes))
-        info = KeyInfo(key.id, tenant_id, name, ordered, self._clock.now(), revoked_at=None)
+        values = {name: getattr(fields, name) for name in _TENANT_FIELDS}
         try:
-            async with self._writing() as connection:
-                await connection.execute(
-                    insert(api_keys).values(
-                        id=key.id,
-                        tenant_id=tenant_id,
-                        name=name,
-                        secret_sha256=key.sha256,
-                        scopes=" ".join(ordered),
-                        created_at=info.created_at,
-                    )
+            async with self._book.writing() as connection:
+                row = {"id": tenant_id, "active": True, "created_at": now, **values}
+                await connection.execute(insert(tenants).values(row))
+                await self._book.note(
+                    connection, "tenant.create", tenant_id, by=by, tenant_id=tenant_id, **values
                 )
         except IntegrityError:
-            raise NoSuchTenant(f"No tenant has the id `{tenant_id}`.") from None
-        return info, key.text
+            raise ExternalIdTaken(str(fields.external_id)) from None
+        return Tenant(**values, id=tenant_id, state="active", created_at=now)
 
-    async def keys(self, tenant_id: str) -> list[KeyInfo]:
-        """A tenant's keys, oldest first."""
-        query = (
-            select(api_keys)
-            .where(api_keys.c.tenant_id == tenant_id)
-            .order_by(api_keys.c.created_at, api_keys.c.id)
-        )
-        async with self._reading() as connection:
-            return [_key_info(row) for row in (await connection.execute(query)).mappings()]
+    async def tenants(self, *, deleted: bool = False) -> list[Tenant]:
+        """All tenants, oldest first."""
+        query = select(tenants).order_by(tenants.c.id)
+        if not deleted:
+            query = query.where(tenants.c.deleted_at.is_(None))
+        async with self._book.reading() as connection:
+            return [_tenant(row) for row in (await connection.execute(query)).mappings()]
 
-    async def revoke_key(self, key_id: str) -> KeyInfo | None:
-        """Revoke a key. The first revocation's time stands."""
-        async with self._writing() as connection:
-            await connection.execute(
-                update(api_keys)
-                .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
-                .values(revoked_at=self._clock.now())
-            )
-            query = select(api_keys).where(api_keys.c.id == key_id)
+    async def tenant(self, tenant_id: str) -> Tenant:
+        """One tenant. Raises NoSuchTenant."""
+        async with self._book.reading() as connection:
+            query = select(tenants).where(tenants.c.id == tenant_id)
             row = (await connection.execute(query)).mappings().one_or_none()
-        return _key_info(row) if row is not None else None
+        if row is None:
+            raise NoSuchTenant(tenant_id)
+        return _tenant(row)
 
-    async def password_hash(self, email: str) -> str | None:
-        """The stored hash of an admin's password."""
-        query = select(users.c.password_hash).where(users.c.email == email.casefold())
-        async with self._reading() as connection:
-            return (await connection.execute(query)).scalar_one_or_none()
+    async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any], *, by: Actor) -> Tenant:
+        """Set some of TenantFields. Raises NoSuchTenant, ExternalIdTaken."""
+        try:
+            return await self._set(tenant_id, "tenant.change", dict(changes), by=by, **changes)
+        except IntegrityError:
+            raise ExternalIdTaken(str(changes.get("external_id"))) from None
 
-    async def put_admin(self, email: str, password_hash: str) -> None:
+    async def suspend(self, tenant_id: str, *, by: Actor) -> Tenant:
+        """Nobody of the tenant gets in any more. Raises NoSuchTenant."""
+        return await self._set(tenant_id, "tenant.suspend", {"active": False}, by=by)
+
+    async def resume(self, tenant_id: str, *, by: Actor) -> Tenant:
+        """Undo `suspend`. Raises NoSuchTenant."""
+        return await self._set(tenant_id, "tenant.resume", {"active": True}, by=by)
+
+    async def delete(self, tenant_id: str, *, by: Actor) -> Tenant:
+        """Suspend for ever, and revoke all keys. Raises NoSuchTenant."""
+        values = {"active": False, "deleted_at": self._book.clock.now()}
+        return await self._set(tenant_id, "tenant.delete", values, by=by)
+
+    async def _set(
+        self, tenant_id: str, action: str, values: dict[str, Any], *, by: Actor, **details: Any
+    ) -> Tenant:
+        here = (tenants.c.id == tenant_id, tenants.c.deleted_at.is_(None))
+        async with self._book.writing() as connection:
+            if values:
+                await connection.execute(update(tenants).where(*here).values(values))
+            if "deleted_at" in values:
+                theirs = (api_keys.c.tenant_id == tenant_id, api_keys.c.revoked_at.is_(None))
+                revoked = update(api_keys).where(*theirs).values(revoked_at=values["deleted_at"])
+                await connection.execute(revoked)
+            query = select(tenants).where(tenants.c.id == tenant_id)
+            row = (await connection.execute(query)).mappings().one_or_none()
+            if row is None or (row["deleted_at"] is not None and "deleted_at" not in values):
+                raise NoSuchTenant(tenant_id)
+            await self._book.note(connection, action, tenant_id, by=by, tenant_id=tenant_id, **details)
+        return _tenant(row)
+
+    # --- tokens and admins ----------------------------------------------------------------------
+
+    async def revoke_token(self, tenant_id: str | None, token_id: str, *, by: Actor) -> None:
+        """Revoke a token of that tenant (None: of an admin), whether or not there is one."""
+        tenant = tenant_id or ""
+        row = {"tenant_id": tenant, "token_id": token_id, "revoked_at": self._book.clock.now()}
+        mine = (revoked_tokens.c.tenant_id == tenant, revoked_tokens.c.token_id == token_id)
+        async with self._book.writing() as connection:
+            await connection.execute(delete(revoked_tokens).where(*mine))
+            await connection.execute(insert(revoked_tokens).values(row))
+            name = token_name(tenant_id, token_id)
+            await self._book.note(connection, "token.revoke", name, by=by, tenant_id=tenant_id)
+
+    async def admins(self) -> list[str]:
+        """The admins' addresses."""
+        async with self._book.reading() as connection:
+            return list((await connection.execute(select(users.c.email).order_by(users.c.email))).scalars())
+
+    async def put_admin(self, email: str, password_hash: str, *, by: Actor) -> None:
         """Create an admin, or change the password."""
         email = email.casefold()
-        async with self._writing() as connection:
-            await connection.execute(delete(users).where(users.c.email == email))
-            await connection.execute(insert(users).values(email=email, password_hash=password_hash))
+        values = {"password_hash": password_hash, "changed_at": self._book.clock.now()}
+        async with self._book.writing() as connection:
+            done = await connection.execute(update(users).where(users.c.email == email).values(values))
+            if not done.rowcount:
+                await connection.execute(insert(users).values(email=email, **values))
+            await self._book.note(connection, "user.put", email, by=by)
+
+    async def remove_admin(self, email: str, *, by: Actor) -> bool:
+        """Remove an admin; False if there is none of that address."""
+        email = email.casefold()
+        async with self._book.writing() as connection:
+            done = await connection.execute(delete(users).where(users.c.email == email))
+            if done.rowcount:
+                await self._book.note(connection, "user.remove", email, by=by)
+        return bool(done.rowcount)
+
+    async def used(self, times: Mapping[str, datetime]) -> None:
+        """Write when keys were last used; in the order of their ids, so that two workers cannot lock up."""
+        last = api_keys.c.last_used_at
+        async with self._book.writing() as connection:
+            for key_id, at in sorted(times.items()):
+                older = (api_keys.c.id == key_id, or_(last.is_(None), last < at))
+                await connection.execute(update(api_keys).where(*older).values(last_used_at=at))
+
+    # --- the audit log --------------------------------------------------------------------------
+
+    async def note(self, action: str, kind: str, target: str, *, by: Actor) -> None:
+        """Write an audit entry of something that changes nothing, such as a sign-in."""
+        async with self._book.writing() as connection:
+            await self._book.note(connection, f"{kind}.{action}", target, by=by)
+
+    async def audit(
+        self,
+        *,
+        tenant_id: str | None = None,
+        actor: str | None = None,
+        action: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> list[AuditEntry]:
+        """The audit log, newest first."""
+        wanted = {"tenant_id": tenant_id, "actor": actor, "action": action}
+        query = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
+        query = query.where(*(audit_log.c[name] == value for name, value in wanted.items() if value))
+        if before is not None:
+            query = query.where(audit_log.c.id < before)
+        async with self._book.reading() as connection:
+            return [AuditEntry(**row) for row in (await connection.execute(query)).mappings()]
 
 
-def _scopes(text: str) -> tuple[Scope, ...]:
-    return tuple(Scope(word) for word in text.split())
+_TENANT_FIELDS = ("name", "max_streams", "external_id", "default_model", "time_zone", "metadata")
 
 
 def _tenant(row: RowMapping) -> Tenant:
-    return Tenant(**{name: row[name] for name in Tenant.__dataclass_fields__})
-
-
-def _key_info(row: RowMapping) -> KeyInfo:
-    return KeyInfo(
+    state = "active" if row["active"] else "suspended"
+    return Tenant(
+        **{name: row[name] for name in _TENANT_FIELDS},
         id=row["id"],
-        tenant_id=row["tenant_id"],
-        name=row["name"],
-        scopes=_scopes(row["scopes"]),
+        state="deleted" if row["deleted_at"] is not None else state,
         created_at=row["created_at"],
-        revoked_at=row["revoked_at"],
     )

@@ -35,8 +35,8 @@ def database_url(text: str) -> URL:
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
-def open_engine(text: str) -> AsyncEngine:
-    """An engine; connects when first used."""
+def open_engine(text: str, *, connections: int = 10) -> AsyncEngine:
+    """An engine; connects when first used, and keeps half of its connections when they are idle."""
     url = database_url(text)
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
@@ -47,8 +47,8 @@ def open_engine(text: str) -> AsyncEngine:
         return engine
     return create_async_engine(
         url,
-        pool_size=5,
-        max_overflow=5,
+        pool_size=connections // 2,
+        max_overflow=connections - connections // 2,
         pool_timeout=5,
         pool_pre_ping=True,
         hide_parameters=True,  # rows hold hashes and tenants' data: not for logs

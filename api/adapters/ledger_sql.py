@@ -204,6 +204,18 @@ class SqlLedger:
             events, inputs, outputs = (await connection.execute(query)).one()
         return Totals(events, int(inputs), int(outputs))
 
+    async def spent(self, tenant_id: str, token_id: str) -> int:
+        """How many tokens, in and out, the events of one bought token say it used."""
+        used = usage_events.c.input_tokens + usage_events.c.output_tokens
+        query = select(func.coalesce(func.sum(used), 0)).where(
+            usage_events.c.tenant_id == tenant_id, usage_events.c.token_id == token_id
+        )
+        try:
+            async with asyncio.timeout(2), self._engine.connect() as connection:
+                return int((await connection.execute(query)).scalar_one())
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise LedgerUnavailable(type(error).__name__) from error
+
     async def events(self, tenant_id: str, *, after: str | None, limit: int) -> list[UsageEvent]:
         """A tenant's events by id, which is by the time their requests began."""
         query = (

@@ -1,5 +1,7 @@
 """Concurrent streams as leases in Redis: a slot is a member of a sorted set, scored by its expiry.
 
+One set for the tenant, one for a key or a bought token with a cap of its own; one call takes them all.
+
 The same Lua runs on Redis and on fakeredis (`memory://`). Redis' own TIME is the clock, so workers need
 not agree on theirs. Keys of one tenant share a hash tag. A dead worker's slots are free again when their
 lease runs out (15 s by default). Fails closed: LimiterUnavailable after `timeout_seconds` (250 ms).
@@ -9,22 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
 from redis.exceptions import NoScriptError, RedisError
 
-from api.ports import LimiterUnavailable, Permit, StreamsExhausted
+from api.ports import AllowanceSpent, LimiterUnavailable, Permit, StreamsExhausted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
     from redis.asyncio import Redis
 
+    from api.ports import Allowance
+    from auth.principal import Cap
+
 log = logging.getLogger("sluicegate.limiter")
 
 _LUA = Path(__file__).parent / "lua"
+
+_FULL, _UNKNOWN = 0, 2  # replies of acquire.lua
+
+_ALLOWANCE_SECONDS = 2 * 3600
+"""How long an allowance's count is kept after its last use: longer than a bought token lives."""
 
 
 class RedisLimiter:
@@ -35,38 +46,54 @@ class RedisLimiter:
         self._lease_ms = int(lease_seconds * 1000)
         self._timeout_seconds = timeout_seconds
         self._acquire = client.register_script((_LUA / "acquire.lua").read_text())
+        self._release = client.register_script((_LUA / "release.lua").read_text())
         self._renew = client.register_script((_LUA / "renew.lua").read_text())
 
-    async def acquire(self, tenant_id: str, permit_id: str, max_streams: int) -> Permit:
-        """Take a slot. Raises StreamsExhausted or LimiterUnavailable."""
-        work = self._acquire(keys=[_key(tenant_id)], args=[permit_id, max_streams, self._lease_ms])
-        granted, _ = await self._bounded(work)
-        if not granted:
-            raise StreamsExhausted(max_streams, retry_after_seconds=1)
-        return Permit(permit_id, tenant_id)
+    async def acquire(
+        self, tenant_id: str, permit_id: str, caps: tuple[Cap, ...], allowance: Allowance | None = None
+    ) -> Permit | None:
+        """Take a slot under each cap, and tokens of the allowance: all or nothing.
 
-    async def renew(self, permits: Mapping[str, Permit], caps: Mapping[str, int]) -> set[str]:
+        Raises StreamsExhausted, AllowanceSpent, LimiterUnavailable. None: say what is spent of the allowance.
+        """
+        permit = Permit(permit_id, tenant_id, caps, allowance.token_id if allowance else None)
+        args: list[Any] = [permit_id, self._lease_ms, len(caps), *(cap.limit for cap in caps)]
+        if allowance is not None:
+            spent = -1 if allowance.spent is None else allowance.spent
+            args += [allowance.total, allowance.least, allowance.most, spent, _ALLOWANCE_SECONDS]
+        reply = await self._bounded(self._acquire(keys=_keys(permit), args=args))
+        if reply[0] == _UNKNOWN:
+            return None
+        if reply[0] == _FULL and reply[1] == 0:
+            raise AllowanceSpent
+        if reply[0] == _FULL:
+            raise StreamsExhausted(caps[reply[1] - 1], retry_after_seconds=1)
+        return replace(permit, granted_tokens=reply[1])
+
+    async def renew(self, permits: Mapping[str, Permit]) -> set[str]:
         """Renew all leases of a worker in one round trip; returns the permits that are lost."""
-        by_tenant: dict[str, list[str]] = {}
+        sets: dict[str, tuple[int, list[str]]] = {}
         for permit in permits.values():
-            by_tenant.setdefault(permit.tenant_id, []).append(permit.id)
+            for cap in permit.caps:
+                sets.setdefault(_slots(permit.tenant_id, cap), (cap.limit, []))[1].append(permit.id)
         try:
-            replies = await self._bounded(self._renew_all(by_tenant, caps))
+            replies = await self._bounded(self._renew_all(sets))
         except NoScriptError:  # Redis was restarted: it has forgotten the script
             await self._bounded(self._client.script_load(self._renew.script))
-            replies = await self._bounded(self._renew_all(by_tenant, caps))
+            replies = await self._bounded(self._renew_all(sets))
         return {member.decode() for lost in replies for member in lost}
 
-    def _renew_all(self, by_tenant: Mapping[str, list[str]], caps: Mapping[str, int]) -> Awaitable[list[Any]]:
+    def _renew_all(self, sets: Mapping[str, tuple[int, list[str]]]) -> Awaitable[list[Any]]:
         pipe = self._client.pipeline(transaction=False)
-        for tenant_id, ids in by_tenant.items():
-            pipe.evalsha(self._renew.sha, 1, _key(tenant_id), caps[tenant_id], self._lease_ms, *ids)
+        for key, (limit, ids) in sets.items():
+            pipe.evalsha(self._renew.sha, 1, key, limit, self._lease_ms, *ids)
         return pipe.execute()
 
-    async def release(self, permit: Permit) -> None:
-        """Give a slot back; if Redis is away, its lease runs out by itself."""
+    async def release(self, permit: Permit, used_tokens: int = 0) -> None:
+        """Give the slots back; if Redis is away, their leases run out by themselves."""
+        work = self._release(keys=_keys(permit), args=[permit.id, len(permit.caps), used_tokens])
         try:
-            await self._bounded(self._client.zrem(_key(permit.tenant_id), permit.id))
+            await self._bounded(work)
         except LimiterUnavailable:
             log.warning("slot %s was not given back and waits for its lease to run out", permit.id)
 
@@ -74,7 +101,7 @@ class RedisLimiter:
         """How many slots of a tenant are taken, expired ones left out."""
         seconds, micros = await self._bounded(self._client.time())
         now = seconds * 1000 + micros // 1000
-        return int(await self._bounded(self._client.zcount(_key(tenant_id), f"({now}", "+inf")))
+        return int(await self._bounded(self._client.zcount(_streams(tenant_id), f"({now}", "+inf")))
 
     async def ping(self) -> None:
         """Raises LimiterUnavailable."""
@@ -90,8 +117,20 @@ class RedisLimiter:
             raise LimiterUnavailable(f"Redis: {type(error).__name__}") from error
 
 
-def _key(tenant_id: str) -> str:
+def _streams(tenant_id: str) -> str:
     return f"sg:{{{tenant_id}}}:streams"
+
+
+def _slots(tenant_id: str, cap: Cap) -> str:
+    """The set of a cap; the tenant in braces keeps all of its keys in one slot of a Redis Cluster."""
+    streams = _streams(tenant_id)
+    return streams if cap.kind == "tenant" else f"{streams}:{cap.kind}:{cap.id}"
+
+
+def _keys(permit: Permit) -> list[str]:
+    slots = [_slots(permit.tenant_id, cap) for cap in permit.caps]
+    allowance = [f"sg:{{{permit.tenant_id}}}:allowance:{permit.allowance_of}"] if permit.allowance_of else []
+    return slots + allowance
 
 
 def connect(url: str, *, timeout_seconds: float = 0.25) -> Redis:

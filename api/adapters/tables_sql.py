@@ -1,6 +1,6 @@
 """The tables, once, for SQLite and PostgreSQL. Migrations create them; `tests/contracts` compares the two.
 
-Times are UTC. Token counts are BIGINT. `usage_events` is insert-only.
+Times are UTC. Token counts are BIGINT. `usage_events` is insert-only, and so is `audit_log`, by triggers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -66,6 +68,18 @@ tenants = Table(
     Column("max_streams", Integer, nullable=False),
     Column("active", Boolean, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+    Column("external_id", String(200)),
+    Column("default_model", String(256)),
+    Column("time_zone", String(64), nullable=False, server_default="UTC"),
+    Column("metadata", JSON, nullable=False, server_default="{}"),
+    Column("deleted_at", UtcTime),
+    Index(
+        "uq_tenants_external_id",
+        "external_id",
+        unique=True,
+        sqlite_where=text("deleted_at IS NULL"),
+        postgresql_where=text("deleted_at IS NULL"),
+    ),
 )
 
 api_keys = Table(
@@ -78,6 +92,14 @@ api_keys = Table(
     Column("scopes", String(200), nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("revoked_at", UtcTime),
+    Column("created_by", String(400), nullable=False, server_default=""),
+    Column("expires_at", UtcTime),
+    Column("models", JSON(none_as_null=True)),
+    Column("max_streams", Integer),
+    Column("allowed_addresses", JSON, nullable=False, server_default="[]"),
+    Column("previous_sha256", LargeBinary(32)),
+    Column("previous_until", UtcTime),
+    Column("last_used_at", UtcTime),
     Index("ix_api_keys_tenant_id", "tenant_id"),
 )
 
@@ -86,6 +108,32 @@ users = Table(
     metadata,
     Column("email", String(320), primary_key=True),
     Column("password_hash", String(200), nullable=False),
+    Column("changed_at", UtcTime, nullable=False, server_default="1970-01-01 00:00:00"),
+)
+
+revoked_tokens = Table(
+    "revoked_tokens",
+    metadata,
+    Column("tenant_id", String(40), primary_key=True),  # "" for an admin's
+    Column("token_id", String(128), primary_key=True),
+    Column("revoked_at", UtcTime, nullable=False),
+    Index("ix_revoked_tokens_revoked_at", "revoked_at"),
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", String(400), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("request_id", String(128), nullable=False),
+    Column("action", String(40), nullable=False),
+    Column("tenant_id", String(40)),
+    Column("kind", String(20), nullable=False),
+    Column("target", String(400), nullable=False),
+    Column("details", JSON, nullable=False),
+    Index("ix_audit_log_tenant_id", "tenant_id", "id"),
 )
 
 
@@ -95,13 +143,14 @@ def _labels() -> list[Column[Any]]:
         Column("id", String(40), primary_key=True),
         Column("request_id", String(128), nullable=False),
         Column("tenant_id", String(40), nullable=False),
-        Column("key_id", String(12), nullable=False),
+        Column("key_id", String(12)),
         Column("end_user", String(200)),
         Column("dialect", String(40), nullable=False),
         Column("model", String(256), nullable=False),
         Column("upstream", String(100), nullable=False),
         Column("worker", String(100), nullable=False),
         Column("started_at", UtcTime, nullable=False),
+        Column("token_id", String(128)),
     ]
 
 
@@ -132,4 +181,11 @@ usage_events = Table(
     Column("duration_ms", BigInteger, nullable=False),
     Column("ended_at", UtcTime, nullable=False),
     Index("ix_usage_events_tenant_id_id", "tenant_id", "id"),
+    Index(
+        "ix_usage_events_token_id",
+        "tenant_id",
+        "token_id",
+        sqlite_where=text("token_id IS NOT NULL"),
+        postgresql_where=text("token_id IS NOT NULL"),
+    ),
 )

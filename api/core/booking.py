@@ -22,6 +22,8 @@ Who wins the race:
 | the client does not read               | cut        | slow_reader      | an error event, if it fits       |
 | the slot was lost to another worker    | cut        | lease_lost       | an error event                   |
 | shutdown, and the grace is over        | cut        | drain            | an error event                   |
+| its key, token or tenant was revoked   | cut        | revoked          | an error event                   |
+| its key or token has expired           | cut        | expired          | an error event                   |
 | the worker died                        | lost       | worker_lost      | a broken connection              |
 """
 
@@ -63,6 +65,8 @@ class Happening(StrEnum):
     SLOW_READER = "slow_reader"
     LEASE_LOST = "lease_lost"
     DRAIN = "drain"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
     WORKER_LOST = "worker_lost"
     SETTLED = "settled"
 
@@ -78,6 +82,8 @@ ENDINGS = MappingProxyType(
         Happening.SLOW_READER: Ended.CUT,
         Happening.LEASE_LOST: Ended.CUT,
         Happening.DRAIN: Ended.CUT,
+        Happening.REVOKED: Ended.CUT,
+        Happening.EXPIRED: Ended.CUT,
         Happening.WORKER_LOST: Ended.LOST,
     }
 )

@@ -23,12 +23,12 @@ def book(gate: Gate, stream: Stream) -> None:
     """Start writing the booking. Raises LedgerUnavailable where it is known that this would fail."""
     caller, now = stream.caller, gate.clock.now()
     assert caller.tenant_id is not None  # noqa: S101 - admitted
-    assert caller.key_id is not None  # noqa: S101 - admitted
     booking = Booking(
         id=sortable_id("bk_", int(now.timestamp() * 1000), secrets.token_bytes(ENTROPY_BYTES)),
         request_id=stream.order.request_id,
         tenant_id=caller.tenant_id,
         key_id=caller.key_id,
+        token_id=caller.token_id,
         end_user=caller.end_user,
         dialect=stream.order.dialect,
         model=stream.order.body["model"],

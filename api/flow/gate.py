@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
+from api.ports import AccountsUnavailable
 from api.tasks import Tasks
 
 if TYPE_CHECKING:
+    from api.accounts import Accounts
     from api.flow.stream import Stream
-    from api.ports import Accounts, Clock, Ledger, Limiter, Policy, Tokenizer, Upstream
+    from api.ports import Clock, Doorbell, Ledger, Limiter, Policy, Tokenizer, Upstream
+    from auth.authenticator import Authenticator
 
 
 def _set_event() -> asyncio.Event:
@@ -25,7 +29,8 @@ class Gate:
     """One worker. `live` is by permit id; `walks` are the streams' tasks, `chores` all others.
 
     `renewed` is unset while leases are being renewed: a slot given back in the middle of that would be
-    registered again by a renewal that Redis happens to see second.
+    registered again by a renewal that Redis happens to see second. `changed` is set when the accounts are
+    known to have changed; `flow.watch` waits for it.
     """
 
     clock: Clock
@@ -33,13 +38,23 @@ class Gate:
     ledger: Ledger
     upstream: Upstream
     accounts: Accounts
+    authenticator: Authenticator
+    doorbell: Doorbell
     tokenizer: Tokenizer
     policy: Policy
     live: dict[str, Stream] = field(default_factory=dict)
     walks: Tasks = field(default_factory=Tasks)
     chores: Tasks = field(default_factory=Tasks)
     renewed: asyncio.Event = field(default_factory=_set_event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
+
+    async def accounts_changed(self) -> None:
+        """Something was written to the accounts: this worker knows it on return, the others in a moment."""
+        self.changed.set()
+        self.chores.start(self.doorbell.ring(), name="ring")
+        with suppress(AccountsUnavailable):  # it is written all the same, and whoever is next reads it
+            await self.authenticator.memory.refresh()
 
     def begin_drain(self) -> None:
         """SIGTERM: no new streams; those that run get `drain_seconds`, then a well-formed end (P12)."""

@@ -33,7 +33,7 @@ async def settle(gate: Gate, stream: Stream) -> None:
     permit, stream.permit = stream.permit, None  # no renewal that begins from here on knows it
     assert permit is not None  # noqa: S101 - admitted
     await gate.renewed.wait()
-    await gate.limiter.release(permit)
+    await gate.limiter.release(permit, used_tokens=stream.used_tokens)
 
 
 async def _write(gate: Gate, stream: Stream) -> None:
@@ -43,10 +43,12 @@ async def _write(gate: Gate, stream: Stream) -> None:
     assert account.cause is not None  # noqa: S101 - the same
     ended = gate.clock.monotonic()
     first = stream.first_token_at
+    usage = await measure(gate, stream)
+    stream.used_tokens = usage.input_tokens + usage.output_tokens
     event = UsageEvent(
         booking=stream.booking,
         answered_model=stream.order.meter.model,
-        usage=await measure(gate, stream),
+        usage=usage,
         ended=account.ended,
         cause=account.cause,
         first_token_ms=None if first is None else _ms(first - stream.started_at),

@@ -66,6 +66,7 @@ class Stream:
         "sent_at",
         "started_at",
         "terminal",
+        "used_tokens",
         "whole",
     )
 
@@ -93,6 +94,7 @@ class Stream:
         self.beat: asyncio.Task[None] | None = None  # a heartbeat is under way
         self.checkpointed_tokens = -1
         self.terminal: Event | None = None
+        self.used_tokens = 0  # once it is measured
         self.whole = b""  # the answer of a request without streaming
         self._scope: asyncio.Timeout | None = None
 

@@ -49,6 +49,8 @@ def _look(gate: Gate, stream: Stream, now: float) -> None:
     stream.connection.resume_reading()
     if stream.connection.is_gone():
         stream.cut(Happening.CLIENT_LEFT)
+    if stream.caller.expires_at is not None and gate.clock.unix() >= stream.caller.expires_at:
+        stream.cut(Happening.EXPIRED)
     if stream.sending_since is not None:
         if now - stream.sending_since > gate.policy.send_seconds:
             stream.cut(Happening.SLOW_READER)
@@ -65,11 +67,8 @@ def _look(gate: Gate, stream: Stream, now: float) -> None:
 async def _renew(gate: Gate) -> None:
     gate.renewed.clear()
     permits = {key: stream.permit for key, stream in gate.live.items() if stream.permit is not None}
-    caps = {
-        stream.permit.tenant_id: stream.caller.max_streams for stream in gate.live.values() if stream.permit
-    }
     try:
-        lost = await gate.limiter.renew(permits, caps)
+        lost = await gate.limiter.renew(permits)
     except LimiterUnavailable as error:
         log.warning("%d leases could not be renewed: %s", len(permits), error)
         return

@@ -24,7 +24,8 @@ from api.flow.call import call
 from api.flow.relay import collect, relay, send_headers
 from api.flow.settle import settle
 from api.flow.stream import Stream
-from api.ports import LedgerUnavailable, UpstreamFailed
+from api.flow.watch import recheck
+from api.ports import AccountsUnavailable, LedgerUnavailable, UpstreamFailed
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -82,7 +83,7 @@ async def _watch(stream: Stream, receive: Receive, work: asyncio.Task[None]) -> 
 
 async def _walk(gate: Gate, stream: Stream) -> None:
     try:
-        stream.permit = await admit(gate, stream.caller)
+        stream.permit = await admit(gate, stream)
     except Exception as error:  # noqa: BLE001 - the error table sorts them
         stream.failure = error
         await _farewell(gate, stream)
@@ -90,14 +91,26 @@ async def _walk(gate: Gate, stream: Stream) -> None:
     permit_id = stream.permit.id
     gate.live[permit_id] = stream
     try:
-        if gate.draining:  # since it was admitted
-            stream.failure = Draining()
-        elif stream.live:
+        await _still_welcome(gate, stream)
+        if stream.live:
             await _serve(gate, stream)
         await settle(gate, stream)
     finally:
         del gate.live[permit_id]
     await _farewell(gate, stream)
+
+
+async def _still_welcome(gate: Gate, stream: Stream) -> None:
+    """Whatever changed between authentication and the moment from which on `gate.live` is watched."""
+    try:
+        if stream.caller.as_of != gate.authenticator.memory.version:
+            await recheck(gate, stream)
+    except AccountsUnavailable as error:
+        stream.cut(Happening.GATE_FAILED, error)
+    if gate.draining:
+        stream.cut(Happening.DRAIN, Draining())
+    if stream.cut_by is not None and stream.failure is None and not stream.client_left:
+        stream.failure = Cut(stream.cut_by)
 
 
 async def _serve(gate: Gate, stream: Stream) -> None:

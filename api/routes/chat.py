@@ -15,13 +15,14 @@ from api.flow.stream import Order
 from api.flow.walk import Walk
 from api.routes.bodies import openapi_body, read_body
 from api.schema import ChatRequest, ErrorAnswer, PlainRequest
+from auth.principal import NotAllowed, Principal
 
 router = APIRouter(tags=["chat"])
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The request cannot be understood."},
     401: {"model": ErrorAnswer, "description": "No credential, or none that holds."},
-    403: {"model": ErrorAnswer, "description": "The credential lacks the scope `chat`."},
+    403: {"model": ErrorAnswer, "description": "The credential may not do that, or not with that model."},
     404: {"model": ErrorAnswer, "description": "The provider knows no such model."},
     413: {"model": ErrorAnswer, "description": "The body is too large."},
     429: {"model": ErrorAnswer, "description": "A limit is reached; see Retry-After."},
@@ -47,7 +48,8 @@ async def chat_stream(caller: Caller, gate: GateDep, request_id: RequestId, requ
     An error in the middle is `data: {"error": "...", "code": "..."}`.
     """
     asked, _ = await read_body(request, PlainRequest)
-    model = asked.model or gate.policy.default_model
+    model = asked.model or caller.default_model or gate.policy.default_model
+    _check_model(caller, model)
     body = plain.chat_body(asked.prompt, model, asked.system, asked.max_tokens)
     meter = Meter(model, prompt_of(body))
     order = Order(request_id=request_id, dialect=plain.NAME, body=body, meter=meter, writer=PlainWriter())
@@ -66,6 +68,7 @@ async def chat_completions(
 ) -> Response:
     """As OpenAI's, streamed or not; fields that the gate does not know pass to the provider."""
     asked, body = await read_body(request, ChatRequest)
+    _check_model(caller, asked.model)
     writer = None
     if asked.stream:
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -76,6 +79,13 @@ async def chat_completions(
 
 
 @router.get("/v1/models", summary="The models that can be asked for", response_class=Response)
-async def models(_caller: Caller, gate: GateDep) -> Response:
-    """The provider's own list, in OpenAI's shape."""
-    return Response(await gate.upstream.models(), media_type="application/json")
+async def models(caller: Caller, gate: GateDep) -> Response:
+    """The provider's own list, in OpenAI's shape; of it what the credential may use."""
+    found = await gate.upstream.models()
+    return Response(openai_chat.models_where(found, caller.may_use), media_type="application/json")
+
+
+def _check_model(caller: Principal, model: str) -> None:
+    """Raises NotAllowed for a model that the key, or the token, was not issued for."""
+    if not caller.may_use(model):
+        raise NotAllowed("This credential may not use that model.", "model_not_allowed")

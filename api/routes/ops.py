@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "alive"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"description": "Some part is not ready; the body says which."}})
 async def readyz(gate: GateDep, response: Response) -> dict[str, str]:
     """Whether new streams can be admitted, and which part is in the way."""

@@ -1,83 +1,87 @@
 """Sign-in for admins, and short-lived tokens for those who hold an API key; both throttled.
 
-slowapi asks its storage synchronously, so the throttle is a plain `def` dependency, which FastAPI runs in
-a thread: the event loop never waits for it. argon2 runs in threads too, two at a time.
+A sign-in says the same, after the same work, whether or not there is such an account. argon2 runs in one
+thread of its own, below everybody else's priority: a hundred sign-ins wait for each other and no stream
+waits for them.
 """
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends, Request
-from slowapi import Limiter
-from slowapi.util import get_remote_address
+from fastapi import APIRouter, Depends, Request, Response
 
-from api.deps import Caller, GateDep, SignerDep
+from api.deps import Anyone, By, GateDep, SignerDep, Tenant, actor_named
 from api.errors import BadRequest
 from api.routes.bodies import openapi_body, read_body
-from api.schema import LoginIn, TokenIn, TokenOut
-from auth.passwords import verify_password
-from auth.principal import NotAuthenticated, Scope
+from api.routes.throttles import by_account, by_address
+from api.schema_accounts import LoginIn, TokenIn, TokenOut
+from auth.passwords import Hasher
+from auth.principal import NotAuthenticated, Principal, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from slowapi import Limiter
 
 ADMIN_TOKEN_SECONDS = 8 * 3600
-_LOGINS = "10/minute"
-_TOKENS = "120/minute"
+END_USER_SCOPES = frozenset({Scope.CHAT, Scope.EMBEDDINGS})
+"""What a bought token may do unless more is asked for: a browser has no business with a tenant's usage."""
+
+_LOGINS, _LOGINS_OF_ACCOUNT = "10/minute", "30/minute"
+_TOKENS, _TOKENS_OF_ACCOUNT = "600/minute", "6000/minute"
 
 
-def throttle(storage_url: str) -> Limiter:
-    """Slowapi's limiter, by client address; if Redis is away each worker counts for itself."""
-    if storage_url.startswith("unix://"):
-        storage_url = f"redis+{storage_url}"
-    options: dict[str, Any] = {}
-    if storage_url.startswith("redis"):
-        options = {"socket_timeout": 0.25, "socket_connect_timeout": 0.25}
-    return Limiter(
-        key_func=get_remote_address,
-        storage_uri=storage_url,
-        in_memory_fallback_enabled=True,
-        storage_options=options,
-    )
+async def _login(request: Request) -> LoginIn:
+    asked, _ = await read_body(request, LoginIn)
+    request.state.account = asked.email.casefold()
+    return asked
 
 
-def _limited(limiter: Limiter, rate: str, name: str) -> Callable[[Request], None]:
-    def check(request: Request) -> None:
-        """Refused by slowapi before this runs."""
-
-    check.__name__ = name
-    limited: Callable[[Request], None] = limiter.limit(rate)(check)
-    return limited
+async def _key(request: Request, caller: Tenant) -> Principal:
+    request.state.account = caller.key_id or caller.token_id
+    return caller
 
 
-def router(limiter: Limiter) -> APIRouter:
-    """The routes, throttled by `limiter`."""
+Login = Annotated[LoginIn, Depends(_login)]
+Buyer = Annotated[Principal, Depends(_key)]
+
+
+def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
+    """The routes, throttled by `limiter`; passwords are compared by `hasher`."""
     routes = APIRouter(prefix="/auth", tags=["sign-in"])
-    hashing = asyncio.Semaphore(2)
-    login_throttle = Depends(_limited(limiter, _LOGINS, "login"))
-    token_throttle = Depends(_limited(limiter, _TOKENS, "tokens"))
 
-    @routes.post("/login", dependencies=[login_throttle], openapi_extra=openapi_body(LoginIn))
-    async def login(gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
+    @routes.post(
+        "/login",
+        dependencies=[
+            by_address(limiter, _LOGINS, "login"),
+            by_account(limiter, _LOGINS_OF_ACCOUNT, "login", _login),
+        ],
+        openapi_extra=openapi_body(LoginIn),
+    )
+    async def login(asked: Login, gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
         """An admin's password buys a token with the scope `admin`."""
-        asked, _ = await read_body(request, LoginIn)
-        stored = await gate.accounts.password_hash(asked.email)
-        async with hashing:
-            good = await asyncio.to_thread(verify_password, asked.password, stored)
-        if not good:
+        user = await gate.authenticator.memory.user(asked.email.casefold())
+        good = await hasher.verify(asked.password, user.password_hash if user else None)
+        by = actor_named(f"user:{asked.email.casefold()}", request)
+        await gate.accounts.note("ok" if good else "refused", "login", asked.email.casefold(), by=by)
+        if user is None or not good:
             raise NotAuthenticated("Wrong e-mail address or password.")
         token = signer.sign(
             now=gate.clock.unix(),
             ttl_seconds=ADMIN_TOKEN_SECONDS,
             scopes=frozenset({Scope.ADMIN}),
-            user=asked.email.casefold(),
+            user=user.email,
         )
-        return TokenOut(access_token=token, expires_in=ADMIN_TOKEN_SECONDS)
+        return TokenOut(id=token.id, access_token=token.text, expires_in=ADMIN_TOKEN_SECONDS)
 
-    @routes.post("/tokens", dependencies=[token_throttle], openapi_extra=openapi_body(TokenIn))
-    async def tokens(caller: Caller, gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
+    @routes.post(
+        "/tokens",
+        dependencies=[
+            by_address(limiter, _TOKENS, "tokens"),
+            by_account(limiter, _TOKENS_OF_ACCOUNT, "tokens", _key),
+        ],
+        openapi_extra=openapi_body(TokenIn),
+    )
+    async def tokens(caller: Buyer, gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
         """An API key buys a token of minutes, for a browser or an end user; never wider than the key."""
         asked, _ = await read_body(request, TokenIn, optional=True)
         if caller.token_id is not None:
@@ -85,10 +89,32 @@ def router(limiter: Limiter) -> APIRouter:
         token = signer.sign(
             now=gate.clock.unix(),
             ttl_seconds=asked.ttl_seconds,
-            scopes=caller.scopes,
+            scopes=_narrowed(caller, asked),
             key_id=caller.key_id,
             end_user=asked.end_user,
+            models=None if asked.models is None else tuple(asked.models),
+            max_streams=asked.max_streams,
+            max_tokens=asked.max_tokens,
         )
-        return TokenOut(access_token=token, expires_in=asked.ttl_seconds)
+        return TokenOut(id=token.id, access_token=token.text, expires_in=asked.ttl_seconds)
+
+    @routes.post("/logout", status_code=204)
+    async def logout(caller: Anyone, by: By, gate: GateDep) -> Response:
+        """Revoke the token that calls: it, and its streams, are refused everywhere within a second."""
+        if caller.token_id is None:
+            raise BadRequest("An API key does not sign out; revoke it instead.")
+        await gate.accounts.revoke_token(caller.tenant_id, caller.token_id, by=by)
+        await gate.accounts_changed()
+        return Response(status_code=204)
 
     return routes
+
+
+def _narrowed(caller: Principal, asked: TokenIn) -> frozenset[Scope]:
+    """The scopes of a token. Raises BadRequest for more than the key has, and for none."""
+    wanted = frozenset(asked.scopes or END_USER_SCOPES & caller.scopes)
+    if Scope.ADMIN in wanted or not wanted <= caller.scopes:
+        raise BadRequest("A token can have no scope that its key lacks, and never `admin`.", "scopes")
+    if not wanted:
+        raise BadRequest("Say which of the key's scopes the token should have.", "scopes")
+    return wanted

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from auth import keys
+from auth import jws, keys
+from auth.issuers import IssuerConfig, Issuers
 from auth.principal import TENANT_SCOPES, Scope, StoredKey
+from auth.tokens import ISSUER, TokenSigner
+from tests.support.openid import AUDIENCE, base64url, compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from auth.issuers import ForeignClaims
+    from auth.tokens import Claims
+    from tests.support.openid import KeyRing
 
 SECRET = "s" * 32
 NOW = 1_800_000_000
@@ -68,8 +73,9 @@ class CountingStore:
         self.change(key, revoked_at=datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def base64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+def kid_of(secret: str) -> str:
+    """The name that the gate gives to a secret of its own."""
+    return hashlib.sha256(b"sluicegate token key\0" + secret.encode()).hexdigest()[:16]
 
 
 def forge(
@@ -78,10 +84,14 @@ def forge(
     secret: str = SECRET,
     digest: Any = hashlib.sha256,
 ) -> str:
-    """A token with any header and payload, signed by HMAC without a library."""
-    header = {"alg": "HS256", "typ": "JWT"} if header is None else header
-    parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, payload)]
-    signed = ".".join(map(base64url, parts))
+    """A token with any header and payload, signed by HMAC without a library.
+
+    A header that is a dict is laid over a good one, which names the key of SECRET; None takes a member away.
+    """
+    if not isinstance(header, bytes):
+        good = {"alg": "HS256", "typ": "JWT", "kid": kid_of(SECRET)}
+        header = {name: value for name, value in (good | (header or {})).items() if value is not None}
+    signed = compact(header, payload)
     return f"{signed}.{base64url(hmac.new(secret.encode(), signed.encode(), digest).digest())}"
 
 
@@ -98,3 +108,33 @@ def claims(**changes: Any) -> dict[str, Any]:
         "user": "admin@localhost",
     }
     return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+class TokenGate:
+    """Peeks, chooses and reads as the authenticator does. `asked` are the URLs that were fetched.
+
+    It trusts SECRET, and providers by the URL of their keys: pinned to the algorithm that they sign with.
+    """
+
+    def __init__(self, providers: dict[str, KeyRing], **config: Any) -> None:
+        self.asked: list[str] = []
+        self.clock = HandClock()
+        self.signer = TokenSigner(SECRET)
+        self.providers = providers
+        configs = [self._config(url, ring, config) for url, ring in providers.items()]
+        self.issuers = Issuers(configs, self._fetch, self.clock)
+
+    async def admit(self, token: str) -> Claims | ForeignClaims:
+        peeked = jws.peek(token)
+        if peeked.issuer == ISSUER:
+            return self.signer.read(token, now=self.clock.unix())
+        return await self.issuers.read(token, peeked)
+
+    def _config(self, url: str, ring: KeyRing, config: dict[str, Any]) -> IssuerConfig:
+        pinned = [ring.keys[ring.signs].algorithm]
+        entry = {"issuer": ring.issuer, "audience": AUDIENCE, "jwks_url": url, "algorithms": pinned}
+        return IssuerConfig.model_validate(entry | config)
+
+    async def _fetch(self, url: str) -> bytes:
+        self.asked.append(url)
+        return self.providers[url].document()

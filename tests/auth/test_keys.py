@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import zlib
 
 import pytest
@@ -17,9 +18,18 @@ BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 characters = st.sampled_from(BASE62 + "_-.~ \n\x00") | st.characters()
 
 
-def refused(text: str) -> bool:
-    parsed = keys.parse(text)
-    return parsed is None or not keys.same(parsed, KEY.sha256)
+def issued_as(key_id: str, body: str) -> str:
+    """The key with that id and those random bits: the last six are the CRC-32 of the rest, in base 62."""
+    number, digits = zlib.crc32(f"{key_id}_{body}".encode()), ""
+    for _ in range(6):
+        number, digit = divmod(number, 62)
+        digits = BASE62[digit] + digits
+    return f"sg_{key_id}_{body}{digits}"
+
+
+ids = st.text(BASE62, min_size=12, max_size=12)
+bodies = st.text(BASE62, min_size=43, max_size=43)
+issued = st.builds(issued_as, ids, bodies)
 
 
 def test_a_minted_key_parses_to_itself():
@@ -52,12 +62,39 @@ def test_what_is_stored_is_the_sha256_of_the_secret():
 
 def test_a_scanner_can_check_a_key_offline():
     """The last six characters are the CRC-32 of what stands before them, in base 62: a promise to others."""
-    number = zlib.crc32(KEY.text[3:-6].encode())
-    digits = ""
-    for _ in range(6):
-        number, digit = divmod(number, 62)
-        digits = BASE62[digit] + digits
-    assert KEY.text.endswith(digits)
+    assert issued_as(KEY.id, KEY.secret[:-6]) == KEY.text
+
+
+@given(issued)
+def test_whatever_could_be_issued_is_a_key(text):
+    """Any id, any secret, with the checksum of the two."""
+    key = keys.parse(text)
+    assert key is not None
+    assert (key.text, key.sha256) == (text, hashlib.sha256(text[16:].encode()).digest())
+
+
+def test_a_new_secret_for_a_key_keeps_its_id():
+    """Rotated, it is the same key: found under its id, with another secret each time."""
+    old = keys.mint()
+    minted = [keys.mint(old.id) for _ in range(50)]
+    assert {key.id for key in minted} == {old.id}
+    assert len({key.secret for key in [old, *minted]}) == 51
+    for key in minted:
+        assert keys.parse(key.text) == key
+        assert not keys.same(key, old.sha256)
+
+
+def test_a_secret_has_all_its_256_bits(monkeypatch):
+    """The largest and the smallest number fit, and differ; they come from the system's source of secrets."""
+    asked = []
+    for number in (0, 2**256 - 1):
+        monkeypatch.setattr(secrets, "randbits", lambda bits, number=number: asked.append(bits) or number)
+        digits = keys.mint().secret[:43]
+        value = 0
+        for digit in digits:
+            value = value * 62 + BASE62.index(digit)
+        assert value == number
+    assert asked == [256, 256]
 
 
 def test_a_key_that_was_issued_once_parses_for_ever():
@@ -65,11 +102,32 @@ def test_a_key_that_was_issued_once_parses_for_ever():
     assert keys.parse("sg_000000000000_" + "0" * 43 + "1cSBZ5") is not None
 
 
-@given(st.integers(0, len(KEY.text) - 1), characters)
-def test_a_changed_character_is_no_key(position, character):
-    """Any one character, anywhere, to any other: it does not parse, or it does not compare equal."""
-    changed = KEY.text[:position] + character + KEY.text[position + 1 :]
-    assert refused(changed) == (changed != KEY.text)
+@given(issued, st.integers(0, len(KEY.text) - 1), characters)
+def test_a_changed_character_is_no_key(text, position, character):
+    """Any one character, anywhere, to any other: CRC-32 finds every such error."""
+    changed = text[:position] + character + text[position + 1 :]
+    assert (keys.parse(changed) is None) == (changed != text)
+
+
+def test_no_typing_error_of_one_character_is_missed():
+    """Every place of a key, every other character that may stand there."""
+    for position, right in enumerate(KEY.text):
+        for wrong in set(BASE62 + "_") - {right}:
+            assert keys.parse(KEY.text[:position] + wrong + KEY.text[position + 1 :]) is None
+
+
+@given(issued, st.integers(0, len(KEY.text) - 2))
+def test_two_neighbours_swapped_are_no_key(text, position):
+    """The other usual typing error."""
+    one, other = text[position : position + 2]
+    swapped = text[:position] + other + one + text[position + 2 :]
+    assert (keys.parse(swapped) is None) == (one != other)
+
+
+@given(issued, ids)
+def test_a_secret_belongs_to_its_id(text, key_id):
+    """Behind another id it is no key: nothing is looked up."""
+    assert (keys.parse(f"sg_{key_id}_{text[16:]}") is None) == (key_id != text[3:15])
 
 
 @given(st.integers(0, len(KEY.text)), characters)

@@ -1,4 +1,4 @@
-"""Each port's implementations as fixtures: a migrated database of both kinds, and engines on it."""
+"""Each port's implementations as fixtures: databases of both kinds, an empty Redis of both, and outages."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
+from api.adapters import limiter_redis
+from api.adapters.accounts_sql import SqlAccounts
+from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import migrate, open_engine
+from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.tables_sql import metadata
+from tests.contracts.helpers import BOUND_SECONDS, LEASE_MS, Clock
+from tests.contracts.outages import Locked, Refusing, Unreachable, through_a_proxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from tests.contracts.outages import Outage
+    from tests.contracts.wires import Proxy
     from tests.support.servers import PostgresServer
 
 
@@ -65,3 +74,68 @@ async def witness(database: str) -> AsyncIterator[AsyncEngine]:
     opened = open_engine(database)
     yield opened
     await opened.dispose()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time, as accounts and credentials of a test see it."""
+    return Clock()
+
+
+@pytest.fixture
+def accounts(engine: AsyncEngine, clock: Clock) -> SqlAccounts:
+    """Accounts on an empty database."""
+    return SqlAccounts(engine, clock)
+
+
+@pytest.fixture
+def credentials(engine: AsyncEngine, clock: Clock) -> SqlCredentials:
+    """What authentication asks, of the same database."""
+    return SqlCredentials(engine, clock)
+
+
+# --- Redis ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """A client of an empty Redis."""
+    url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
+    opened = limiter_redis.connect(url, timeout_seconds=BOUND_SECONDS)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+def limiter(client: Redis) -> RedisLimiter:
+    """A limiter whose leases outlast any test, and which waits however loaded the machine is."""
+    return RedisLimiter(client, lease_seconds=LEASE_MS / 1000, timeout_seconds=BOUND_SECONDS)
+
+
+# --- outages ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite locked", "postgresql refusing", "postgresql unreachable"])
+async def outage(request, new_database: Callable[[str], str]) -> AsyncIterator[Outage]:
+    """One way for a database to be away."""
+    url = new_database(request.param.split()[0])
+    await asyncio.to_thread(migrate, url)
+    if request.param == "sqlite locked":
+        yield Locked(url)
+        return
+    if request.param == "postgresql refusing":
+        yield Refusing(url, request.getfixturevalue("postgres_server"))
+        return
+    async with through_a_proxy(url) as (proxy, detour):
+        yield Unreachable(detour, proxy)
+
+
+@pytest.fixture
+async def proxied(
+    new_database: Callable[[str], str], postgres_server: PostgresServer
+) -> AsyncIterator[tuple[str, str, Proxy]]:
+    """A migrated PostgreSQL: its URL, its URL through a proxy, and the proxy."""
+    url = new_database("postgresql")
+    await asyncio.to_thread(migrate, url)
+    async with through_a_proxy(url) as (proxy, detour):
+        yield url, detour, proxy

@@ -1,4 +1,4 @@
-"""Values to write, and bounded waiting: nothing here sleeps in place of a condition."""
+"""Values to write, clocks to turn, and bounded waiting: nothing here sleeps in place of a condition."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sqlalchemy import select, text
+
+from api.accounts import Actor, KeyFields, TenantFields
 from api.adapters.ledger_sql import SqlLedger
+from api.adapters.tables_sql import metadata
 from api.core.booking import Ended, Happening
 from api.core.usage import Certainty, Source, Usage
 from api.ports import Booking, UsageEvent
 from api.tasks import Tasks
+from auth.principal import Scope
 
 if TYPE_CHECKING:
     from asyncio import Future, Task
@@ -21,13 +26,69 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from api.accounts import Accounts, KeyInfo, Tenant
+
 T = TypeVar("T")
 
 BOUND_SECONDS = 10.0
 """How long anything may take before it counts as never; generous, for a machine under load."""
 
+LEASE_MS = 60_000
+"""A lease that outlasts any test."""
+
 START = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 _numbers = itertools.count(1)
+
+BY = Actor("user:root@example.com", "192.0.2.7", "req_of_root")
+"""Who changes things where it does not matter who."""
+
+
+class Clock:
+    """A clock that moves on by a second each time it is looked at; `skip` turns it."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+        self.skip = timedelta()
+
+    def now(self) -> datetime:
+        self.looked += 1
+        return START + self.skip + timedelta(seconds=self.looked)
+
+    def unix(self) -> float:
+        return self.now().timestamp()
+
+    def monotonic(self) -> float:
+        return self.unix()
+
+
+async def tenant(accounts: Accounts, name: str = "a", max_streams: int = 3, **fields: Any) -> Tenant:
+    """A new tenant."""
+    return await accounts.create_tenant(TenantFields(name, max_streams, **fields), by=BY)
+
+
+async def key(
+    accounts: Accounts, of: Tenant, name: str = "k", scopes: tuple[Scope, ...] = (Scope.CHAT,), **fields: Any
+) -> tuple[KeyInfo, str]:
+    """A new key, and its text."""
+    return await accounts.keys(None).issue(of.id, KeyFields(name, scopes, **fields), by=BY)
+
+
+async def snapshot(engine: AsyncEngine) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table, as committed."""
+    rows = {}
+    async with engine.connect() as connection:
+        for table in metadata.sorted_tables:
+            query = select(table).order_by(*table.primary_key)
+            rows[table.name] = [tuple(row) for row in await connection.execute(query)]
+    return rows
+
+
+async def waiting_for_locks(engine: AsyncEngine) -> int:
+    """How many sessions of this database wait for a lock; PostgreSQL only."""
+    here = "datname = current_database() AND wait_event_type = 'Lock'"
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE {here}"
+    async with engine.connect() as connection:
+        return int((await connection.execute(text(query))).scalar_one())
 
 
 def booking(**changes: Any) -> Booking:
@@ -38,6 +99,7 @@ def booking(**changes: Any) -> Booking:
         "request_id": f"req_{number}",
         "tenant_id": "tn_a",
         "key_id": f"k{number:011d}",
+        "token_id": f"jti {number}",
         "end_user": f"user {number}",
         "dialect": "openai_chat",
         "model": f"asked-{number}",

@@ -1,155 +1,275 @@
-"""The accounts' contract, on SQLite and PostgreSQL: tenants, keys, admins."""
+"""Tenants and admins, on SQLite and PostgreSQL: what an admin decides is what stands."""
 
 from __future__ import annotations
 
-import hashlib
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+import asyncio
+from dataclasses import asdict, fields, replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import select
 
+from api.accounts import ExternalIdTaken, KeyFields, NoSuchTenant, Tenant, TenantFields
 from api.adapters.accounts_sql import SqlAccounts
-from api.adapters.tables_sql import metadata
-from api.ports import AccountsUnavailable, NoSuchTenant
-from auth import keys
-from auth.principal import TENANT_SCOPES, Scope, StoredKey
+from auth.principal import Scope
+from tests.contracts.helpers import (
+    BY,
+    START,
+    Clock,
+    booking,
+    bounded,
+    event,
+    key,
+    outcomes,
+    snapshot,
+    tenant,
+    writing,
+)
 
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
-START = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
-
-
-class Clock:
-    """A clock that moves on by a second each time it is looked at."""
-
-    def __init__(self) -> None:
-        self.looked = 0
-
-    def now(self) -> datetime:
-        self.looked += 1
-        return START + timedelta(seconds=self.looked)
-
-    def unix(self) -> float:
-        return self.now().timestamp()
-
-    def monotonic(self) -> float:
-        return self.unix()
+FULL = TenantFields(
+    name="Ünïted 水 🌊 '\";--\\",
+    max_streams=7,
+    external_id="crm/00-42 é",
+    default_model="gpt-4o",
+    time_zone="Pacific/Chatham",
+    metadata={"plan": "gold", "näme 水": "ü\u2028\n'\"", "empty": ""},
+)
+OTHER: dict[str, Any] = {
+    "name": "another",
+    "max_streams": 1_000_000,
+    "external_id": "crm/43",
+    "default_model": "scripted",
+    "time_zone": "America/Argentina/ComodRivadavia",
+    "metadata": {"other": "things"},
+}
+NULL = {"external_id": None, "default_model": None, "metadata": {}}
 
 
 @pytest.fixture
-def accounts(engine: AsyncEngine) -> SqlAccounts:
-    """Accounts on an empty database."""
-    return SqlAccounts(engine, Clock())
+async def others(witness) -> SqlAccounts:
+    """The accounts as another worker sees them."""
+    return SqlAccounts(witness, Clock())
 
 
-async def test_tenants_are_found_as_they_were_made(accounts, witness) -> None:
+# --- tenants ----------------------------------------------------------------------------------------
+
+
+async def test_tenants_are_found_as_they_were_made(accounts, others) -> None:
     """A tenant comes back with every field, for everybody; the list is oldest first."""
-    made = [await accounts.create_tenant(f"Ünïted {n}", n + 1) for n in range(3)]
-    others = SqlAccounts(witness, Clock())
-    assert await others.tenants() == made
-    assert [await others.tenant(tenant.id) for tenant in made] == made
-    assert [(t.name, t.max_streams, t.active) for t in made] == [
-        (f"Ünïted {n}", n + 1, True) for n in range(3)
+    made = [await accounts.create_tenant(one, by=BY) for one in (FULL, TenantFields("plain", 1))]
+    assert [asdict(one) for one in made] == [
+        {**asdict(FULL), "id": made[0].id, "state": "active", "created_at": START + timedelta(seconds=1)},
+        {
+            "name": "plain",
+            "max_streams": 1,
+            "external_id": None,
+            "default_model": None,
+            "time_zone": "UTC",
+            "metadata": {},
+            "id": made[1].id,
+            "state": "active",
+            "created_at": made[1].created_at,
+        },
     ]
-    assert [tenant.created_at for tenant in made] == [START + timedelta(seconds=n) for n in (1, 2, 3)]
-    assert await others.tenant("tn_nobody") is None
+    assert made[0].id != made[1].id
+    assert await others.tenants() == made
+    assert [await others.tenant(one.id) for one in made] == made
 
 
-async def test_a_key_is_found_with_all_that_authentication_needs(accounts) -> None:
-    """`find_key` knows the tenant, its cap, the scopes, and the hash that the issued text has."""
-    tenant = await accounts.create_tenant("a", 7)
-    scopes = frozenset({Scope.USAGE_READ, Scope.CHAT})
-    info, secret = await accounts.issue_key(tenant.id, "first", scopes)
-    key = keys.parse(secret)
-    assert key is not None
-    assert await accounts.find_key(info.id) == StoredKey(
-        id=key.id,
-        tenant_id=tenant.id,
-        secret_sha256=key.sha256,
-        scopes=scopes,
-        revoked_at=None,
-        tenant_active=True,
-        max_streams=7,
-    )
-    assert await accounts.find_key("0" * 12) is None
+def test_every_field_of_a_tenant_is_tried() -> None:
+    """A field that is added to TenantFields is a field of these tests, or they say so."""
+    names = {field.name for field in fields(TenantFields)}
+    assert names == set(OTHER) == set(asdict(FULL))
+    assert all(OTHER[name] != value for name, value in asdict(FULL).items())
 
 
-async def test_only_the_hash_of_a_secret_is_stored(accounts, witness) -> None:
-    """Whoever reads the whole database can sign in with nothing that stands in it."""
-    tenant = await accounts.create_tenant("a", 1)
-    _, text = await accounts.issue_key(tenant.id, "first", TENANT_SCOPES)
-    secret = text.rpartition("_")[2]
-    cells = []
-    async with witness.connect() as connection:
-        for table in metadata.sorted_tables:
-            cells += [cell for row in await connection.execute(select(table)) for cell in row]
-    raw = b"\0".join(cell if isinstance(cell, bytes) else str(cell).encode() for cell in cells)
-    assert hashlib.sha256(secret.encode()).digest() in raw
-    assert secret.encode() not in raw
-    assert not any(secret[start : start + 8].encode() in raw for start in range(len(secret) - 7))
+@pytest.mark.parametrize("name", OTHER)
+async def test_a_field_is_changed_and_the_others_stay(accounts, others, name) -> None:
+    """A patch of one field changes that field of that tenant, and nothing else."""
+    one, neighbour = await accounts.create_tenant(FULL, by=BY), await tenant(accounts)
+    for value in [OTHER[name], *([NULL[name]] if name in NULL else [])]:
+        expected = replace(one, **{name: value})
+        assert await accounts.change_tenant(one.id, {name: value}, by=BY) == expected
+        assert await others.tenants() == [expected, neighbour]
 
 
-async def test_a_key_needs_a_tenant(accounts) -> None:
-    """A key for nobody is refused and leaves nothing behind."""
-    with pytest.raises(NoSuchTenant, match="tn_nobody"):
-        await accounts.issue_key("tn_nobody", "x", TENANT_SCOPES)
-    assert await accounts.keys("tn_nobody") == []
+async def test_all_fields_can_be_changed_at_once_and_none_too(accounts, others) -> None:
+    """One call, one tenant as it is now; a patch of nothing leaves it as it was."""
+    one = await accounts.create_tenant(FULL, by=BY)
+    changed = await accounts.change_tenant(one.id, OTHER, by=BY)
+    assert changed == replace(one, **OTHER)
+    assert await accounts.change_tenant(one.id, {}, by=BY) == changed
+    assert await others.tenant(one.id) == changed
 
 
-async def test_a_tenants_keys_are_its_own(accounts) -> None:
-    """P10: the list holds the tenant's keys, oldest first, and no other tenant's."""
-    mine, other = [await accounts.create_tenant(name, 1) for name in "ab"]
-    issued = [(await accounts.issue_key(mine.id, f"key {n}", TENANT_SCOPES))[0] for n in range(4)]
-    (theirs, _) = await accounts.issue_key(other.id, "theirs", frozenset({Scope.CHAT}))
-    assert await accounts.keys(mine.id) == issued
-    assert await accounts.keys(other.id) == [theirs]
-    assert theirs.scopes == (Scope.CHAT,)
-    assert len({info.id for info in issued}) == 4
+async def test_a_tenants_state_follows_what_was_done_last(accounts, others) -> None:
+    """Active, suspended, and back; again is the same; a change does not touch the state."""
+    one, neighbour = await tenant(accounts), await tenant(accounts)
+    steps = ("suspend", "suspend", "resume", "resume", "suspend")
+    for step in steps:
+        state = "suspended" if step == "suspend" else "active"
+        assert await getattr(accounts, step)(one.id, by=BY) == replace(one, state=state)
+        assert await others.tenants() == [replace(one, state=state), neighbour]
+        changed = await accounts.change_tenant(one.id, {"name": one.name}, by=BY)
+        assert changed.state == state
 
 
-async def test_revoking_again_keeps_the_first_time(accounts) -> None:
-    """P9: a revoked key is known as such, since its first revocation; its neighbours are not touched."""
-    tenant = await accounts.create_tenant("a", 1)
-    (gone, _), (kept, _) = [await accounts.issue_key(tenant.id, name, TENANT_SCOPES) for name in "ab"]
-    first = await accounts.revoke_key(gone.id)
-    again = await accounts.revoke_key(gone.id)
-    stored = await accounts.find_key(gone.id)
-    assert first.revoked_at == again.revoked_at == stored.revoked_at
-    assert first.revoked_at > gone.created_at
-    assert (await accounts.find_key(kept.id)).revoked_at is None
-    assert [info.revoked_at for info in await accounts.keys(tenant.id)] == [first.revoked_at, None]
-    assert await accounts.revoke_key("0" * 12) is None
+async def test_a_deleted_tenant_can_be_shown_and_is_listed_on_request(accounts, others) -> None:
+    """It keeps every field, says that it is deleted, and is out of the list that is not asked for it."""
+    one, kept = await accounts.create_tenant(FULL, by=BY), await tenant(accounts)
+    gone = replace(one, state="deleted")
+    assert await accounts.delete(one.id, by=BY) == gone
+    assert await others.tenant(one.id) == gone
+    assert await others.tenants() == [kept]
+    assert await others.tenants(deleted=True) == [gone, kept]
 
 
-async def test_an_admin_put_twice_has_the_second_password(accounts, witness) -> None:
-    """Putting an admin again changes the password, and is seen by everybody."""
-    await accounts.put_admin("root@example.com", "hash 1")
-    await accounts.put_admin("other@example.com", "hash 2")
-    await accounts.put_admin("root@example.com", "hash 3")
-    others = SqlAccounts(witness, Clock())
-    assert await others.password_hash("root@example.com") == "hash 3"
-    assert await others.password_hash("other@example.com") == "hash 2"
-    assert await others.password_hash("nobody@example.com") is None
+GONE = {
+    "change": lambda accounts, gone: accounts.change_tenant(gone, {"name": "back"}, by=BY),
+    "change nothing": lambda accounts, gone: accounts.change_tenant(gone, {}, by=BY),
+    "take a name back": lambda accounts, gone: accounts.change_tenant(gone, {"external_id": "x"}, by=BY),
+    "suspend": lambda accounts, gone: accounts.suspend(gone, by=BY),
+    "resume": lambda accounts, gone: accounts.resume(gone, by=BY),
+    "issue": lambda accounts, gone: accounts.keys(None).issue(gone, KeyFields("k", (Scope.CHAT,)), by=BY),
+    "issue its own": lambda accounts, gone: accounts.keys(gone).issue(
+        gone, KeyFields("k", (Scope.CHAT,)), by=BY
+    ),
+}
 
 
-async def test_an_admins_email_has_no_case(accounts) -> None:
-    """The same address in other letters is the same admin, when it is put and when it is asked for."""
-    await accounts.put_admin("Root@Example.COM", "hash 1")
-    await accounts.put_admin("rOOT@example.com", "hash 2")
-    assert await accounts.password_hash("ROOT@EXAMPLE.com") == "hash 2"
+@pytest.mark.parametrize("what", GONE)
+async def test_nothing_can_be_changed_on_a_deleted_tenant(accounts, witness, what) -> None:
+    """It is as if it were not there, NoSuchTenant, and nothing is written, in the audit log neither."""
+    one = await tenant(accounts)
+    await key(accounts, one)
+    await accounts.delete(one.id, by=BY)
+    before = await snapshot(witness)
+    with pytest.raises(NoSuchTenant, match=one.id):
+        await GONE[what](accounts, one.id)
+    assert await snapshot(witness) == before
 
 
-async def test_a_database_that_is_away_lets_nobody_in_and_says_so() -> None:
-    """Fails closed, with one exception that the callers of the port know; nothing of the driver gets out."""
-    from api.adapters.database_sql import open_engine
-    from tests.support.servers import free_port
+@pytest.mark.parametrize("what", [*GONE, "delete", "show", "list keys"])
+async def test_a_tenant_that_never_was_is_no_such_tenant(accounts, witness, what) -> None:
+    """Every call that needs a tenant says that there is none, and leaves nothing behind."""
+    more = {
+        "delete": lambda accounts, gone: accounts.delete(gone, by=BY),
+        "show": lambda accounts, gone: accounts.tenant(gone),
+        "list keys": lambda accounts, gone: accounts.keys(None).all_of(gone),
+    }
+    before = await snapshot(witness)
+    with pytest.raises(NoSuchTenant, match="`tn_nobody`"):
+        await (GONE | more)[what](accounts, "tn_nobody")
+    assert await snapshot(witness) == before
 
-    engine = open_engine(f"postgresql://nobody:secret@127.0.0.1:{free_port()}/none")
-    away = SqlAccounts(engine, Clock())
-    for asked in (away.find_key("k"), away.tenants(), away.create_tenant("x", 1), away.password_hash("x")):
-        with pytest.raises(AccountsUnavailable) as failed:
-            await asked
-        assert "secret" not in str(failed.value)
-    await engine.dispose()
+
+async def test_deleting_a_tenant_revokes_all_its_keys_and_no_others(accounts, others) -> None:
+    """P9: keys end with their tenant; one that was revoked before keeps its time; neighbours keep theirs."""
+    one, neighbour = await tenant(accounts), await tenant(accounts)
+    (early, _), (live, _), (admins, _) = [
+        await key(accounts, one, scopes=scopes) for scopes in ((Scope.CHAT,), (Scope.CHAT,), (Scope.ADMIN,))
+    ]
+    theirs, _ = await key(accounts, neighbour)
+    revoked = await accounts.keys(None).revoke(early.id, by=BY)
+    await accounts.delete(one.id, by=BY)
+    left = await others.keys(None).all_of(one.id)
+    assert left[0] == revoked
+    assert [info.id for info in left] == [early.id, live.id, admins.id]
+    assert left[1].revoked_at == left[2].revoked_at > revoked.revoked_at
+    assert await others.keys(None).all_of(neighbour.id) == [theirs]
+
+
+async def test_usage_outlives_its_tenant(accounts, engine) -> None:
+    """The record is a record: what a deleted tenant used can be read, paged and summed as before."""
+    one = await tenant(accounts)
+    used = event(booking(tenant_id=one.id))
+    async with writing(engine) as (ledger, _):
+        await outcomes([ledger.book(used.booking), ledger.settle(used)])
+        totals = await ledger.totals(one.id)
+        await accounts.delete(one.id, by=BY)
+        assert await ledger.events(one.id, after=None, limit=9) == [used]
+        assert await ledger.totals(one.id) == totals
+        assert totals.events == 1
+
+
+# --- external ids -----------------------------------------------------------------------------------
+
+
+async def test_an_external_id_is_one_tenants(accounts, witness) -> None:
+    """Nobody else gets it, when made or when changed, also of a suspended tenant; none at all is no name."""
+    first = await tenant(accounts, external_id="crm-1")
+    await accounts.suspend(first.id, by=BY)
+    plain, _ = await tenant(accounts), await tenant(accounts)
+    before = await snapshot(witness)
+    with pytest.raises(ExternalIdTaken, match="crm-1"):
+        await tenant(accounts, external_id="crm-1")
+    with pytest.raises(ExternalIdTaken, match="crm-1"):
+        await accounts.change_tenant(plain.id, {"name": "x", "external_id": "crm-1"}, by=BY)
+    assert await snapshot(witness) == before
+    assert (await accounts.change_tenant(first.id, {"external_id": "crm-1"}, by=BY)).external_id == "crm-1"
+    assert (await tenant(accounts, external_id="CRM-1")).external_id == "CRM-1"
+
+
+@pytest.mark.parametrize("how", ["delete", "change"])
+async def test_an_external_id_is_free_again(accounts, how) -> None:
+    """A tenant that was deleted, or renamed, holds no name back; a deleted one still shows it."""
+    first, second = await tenant(accounts, external_id="crm-1"), await tenant(accounts)
+    if how == "delete":
+        await accounts.delete(first.id, by=BY)
+    else:
+        await accounts.change_tenant(first.id, {"external_id": None}, by=BY)
+    await accounts.change_tenant(second.id, {"external_id": "crm-1"}, by=BY)
+    await accounts.delete(second.id, by=BY)
+    third = await tenant(accounts, external_id="crm-1")
+    found = await accounts.tenants(deleted=True)
+    assert [one.external_id for one in found] == ["crm-1" if how == "delete" else None, "crm-1", "crm-1"]
+    with pytest.raises(ExternalIdTaken):
+        await tenant(accounts, external_id="crm-1")
+    assert third.state == "active"
+
+
+async def test_of_many_who_want_one_external_id_one_gets_it(accounts, others) -> None:
+    """The database decides, not a look before the leap: two workers at the same moment make one tenant."""
+    asked = [tenant(worker, external_id="crm-1") for worker in (accounts, others) for _ in range(4)]
+    answers = await bounded(asyncio.gather(*asked, return_exceptions=True))
+    kinds = sorted(type(answer).__name__ for answer in answers)
+    assert kinds == [ExternalIdTaken.__name__] * 7 + [Tenant.__name__]
+    assert len(await accounts.tenants()) == 1
+
+
+# --- admins -----------------------------------------------------------------------------------------
+
+
+async def test_an_admin_put_twice_has_the_second_password(accounts, credentials, others) -> None:
+    """Putting an admin again changes the password and the moment from which tokens hold; of it alone."""
+    await accounts.put_admin("root@example.com", "hash 1", by=BY)
+    await accounts.put_admin("other@example.com", "hash 2", by=BY)
+    first, other = [await credentials.find_user(f"{name}@example.com") for name in ("root", "other")]
+    await accounts.put_admin("root@example.com", "hash 3", by=BY)
+    second = await credentials.find_user("root@example.com")
+    assert (first.password_hash, second.password_hash, other.password_hash) == ("hash 1", "hash 3", "hash 2")
+    assert START < first.changed_at < other.changed_at < second.changed_at
+    assert await credentials.find_user("other@example.com") == other
+    assert await others.admins() == ["other@example.com", "root@example.com"]
+
+
+async def test_an_admins_email_has_no_case(accounts, credentials) -> None:
+    """The same address in other letters is the same admin: when it is put, asked for, and removed."""
+    await accounts.put_admin("Root@Straße.COM", "hash 1", by=BY)
+    await accounts.put_admin("rOOT@STRASSE.com", "hash 2", by=BY)
+    assert await accounts.admins() == ["root@strasse.com"]
+    assert (await credentials.find_user("ROOT@straße.com")).password_hash == "hash 2"
+    assert await accounts.remove_admin("ROOT@strasse.COM", by=BY) is True
+    assert await accounts.admins() == []
+
+
+async def test_a_removed_admin_is_gone_and_can_come_back(accounts, credentials) -> None:
+    """Removing says whether there was one; the others stay; whoever is put again has the new password."""
+    for name in "ab":
+        await accounts.put_admin(f"{name}@example.com", f"hash {name}", by=BY)
+    assert await accounts.remove_admin("a@example.com", by=BY) is True
+    assert await accounts.remove_admin("a@example.com", by=BY) is False
+    assert await credentials.find_user("a@example.com") is None
+    assert await accounts.admins() == ["b@example.com"]
+    await accounts.put_admin("a@example.com", "hash 2", by=BY)
+    assert (await credentials.find_user("a@example.com")).password_hash == "hash 2"

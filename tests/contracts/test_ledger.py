@@ -98,12 +98,22 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+BOOKED: list[dict[str, Any]] = [
+    {"end_user": "ü\u0085 user"},
+    {"key_id": None, "token_id": "jti of a company's token", "end_user": None},
+    {"key_id": "k" * 12, "token_id": None},
+    {"key_id": None, "token_id": None},
+]
+
+
 async def test_every_field_of_an_event_comes_back(ledger, witness) -> None:
-    """P3: an event is read as it was written, enums and time zones included, and its booking is gone."""
+    """P3: an event is read as it was written, enums and time zones included, and its booking is gone.
+
+    A caller with a token of the company's own identity provider has no key; one with a key has no token.
+    """
     written = {}
-    for variant in VARIANTS:
-        end_user = None if written else "ü\u0085 user"
-        one = event(booking(end_user=end_user), **variant)
+    for number, variant in enumerate(VARIANTS):
+        one = event(booking(**BOOKED[number % len(BOOKED)]), **variant)
         written[one.booking.id] = one
         await bounded(ledger.book(one.booking))
         await bounded(ledger.settle(one))
@@ -347,6 +357,29 @@ async def test_a_tenant_sees_and_counts_its_own_events_only(ledger) -> None:
     assert await ledger.totals("tn_b") == Totals(1, 11, 13)
     assert await ledger.totals("nobody") == Totals(0, 0, 0)
     assert await ledger.events("nobody", after=None, limit=9) == []
+
+
+async def test_what_a_token_spent_is_the_sum_of_its_settled_events(ledger) -> None:
+    """An allowance is refilled from this: in and out, of that tenant's token alone, once it is settled."""
+    used = [replace(NOTHING, input_tokens=10**n, output_tokens=2 * 10**n) for n in range(5)]
+    of = [
+        {"token_id": "jti"},
+        {"token_id": "jti", "key_id": None},
+        {"token_id": "jti", "tenant_id": "tn_b"},
+        {"token_id": "other"},
+        {"token_id": None},
+    ]
+    ones = [event(booking(**label), usage=usage) for label, usage in zip(of, used, strict=True)]
+    assert await ledger.spent("tn_a", "jti") == 0
+    await outcomes([ledger.book(booked) for booked in (booking(), *(one.booking for one in ones))])
+    assert await ledger.spent("tn_a", "jti") == 0
+    await outcomes([ledger.settle(one) for one in ones])
+    assert await ledger.spent("tn_a", "jti") == 33
+    assert await ledger.spent("tn_b", "jti") == 300
+    assert [await ledger.spent(tenant, "other") for tenant in ("tn_a", "tn_b")] == [3000, 0]
+    vast = event(booking(token_id="vast"), usage=replace(NOTHING, input_tokens=2**61, output_tokens=2**61))
+    await outcomes([ledger.book(vast.booking), ledger.settle(vast)])
+    assert await ledger.spent("tn_a", "vast") == 2**62
 
 
 # --- the end ----------------------------------------------------------------------------------------

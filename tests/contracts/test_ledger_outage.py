@@ -6,16 +6,13 @@ Bookings fail closed (P1), settlements and checkpoints wait (P2, P3), and nobody
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy import make_url, select
+from sqlalchemy import select
 
-from api.adapters.database_sql import migrate, open_engine
+from api.adapters.database_sql import open_engine
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import in_flight, usage_events
 from api.ports import Checkpoint, LedgerUnavailable
@@ -31,113 +28,20 @@ from tests.contracts.helpers import (
     outcomes,
     writing,
 )
-from tests.contracts.wires import Proxy
+from tests.contracts.outages import open_impatient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from tests.support.servers import PostgresServer
-
-
-class Outage(Protocol):
-    """A database, by its URL, that can be taken away and brought back."""
-
-    url: str
-    makes_reads_fail: bool
-
-    async def begin(self) -> None: ...
-
-    async def end(self) -> None: ...
-
-
-@dataclass
-class Locked:
-    """Another process holds SQLite's write lock for longer than we are ready to wait."""
-
-    url: str
-    makes_reads_fail = False
-
-    async def begin(self) -> None:
-        self.holder = sqlite3.connect(str(make_url(self.url).database), isolation_level=None)
-        self.holder.execute("BEGIN EXCLUSIVE")
-
-    async def end(self) -> None:
-        self.holder.close()
-
-
-@dataclass
-class Refusing:
-    """PostgreSQL ends all sessions, and answers new ones with an error of its own, as at start and stop."""
-
-    url: str
-    server: PostgresServer
-    makes_reads_fail = True
-
-    async def _allow(self, answer: str) -> None:
-        name = make_url(self.url).database
-        ending = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-        command = f"ALTER DATABASE {name} ALLOW_CONNECTIONS {answer}; {ending};"
-        await asyncio.to_thread(self.server.server.psql, command)
-
-    async def begin(self) -> None:
-        await self._allow("false")
-
-    async def end(self) -> None:
-        await self._allow("true")
-
-
-@dataclass
-class Unreachable:
-    """The network to PostgreSQL is cut: sessions are reset, and nobody listens."""
-
-    url: str
-    proxy: Proxy
-    makes_reads_fail = True
-
-    async def begin(self) -> None:
-        await self.proxy.cut()
-
-    async def end(self) -> None:
-        await self.proxy.mend()
-
-
-@asynccontextmanager
-async def through_a_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """A proxy in front of PostgreSQL, and the URL that goes through it."""
-    socket = f"{make_url(url).query['host']}/.s.PGSQL.5432"
-    async with Proxy(lambda: asyncio.open_unix_connection(socket)) as proxy:
-        detour = make_url(url).set(host="127.0.0.1", port=proxy.port, query={})
-        yield proxy, detour.render_as_string(hide_password=False)
-
-
-@pytest.fixture(params=["sqlite locked", "postgresql refusing", "postgresql unreachable"])
-async def outage(request, new_database: Callable[[str], str]) -> AsyncIterator[Outage]:
-    """One way for a database to be away."""
-    url = new_database(request.param.split()[0])
-    await asyncio.to_thread(migrate, url)
-    if request.param == "sqlite locked":
-        yield Locked(url)
-        return
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    if request.param == "postgresql refusing":
-        yield Refusing(url, server)
-        return
-    async with through_a_proxy(url) as (proxy, detour):
-        yield Unreachable(detour, proxy)
+    from tests.contracts.outages import Outage
 
 
 @pytest.fixture
 async def engine(outage: Outage) -> AsyncIterator[AsyncEngine]:
-    """The ledger's engine; on SQLite it gives up on a lock after 20 ms."""
-    opened = open_engine(outage.url)
-    if isinstance(outage, Locked):
-
-        def impatient(connection: sqlite3.Connection, _record: object) -> None:
-            connection.execute("PRAGMA busy_timeout = 20").close()
-
-        sqlalchemy_event.listen(opened.sync_engine, "connect", impatient)
+    """The ledger's engine."""
+    opened = open_impatient(outage)
     yield opened
     await opened.dispose()
 
@@ -238,18 +142,22 @@ async def test_ping_tells_whether_the_database_answers(outage, engine) -> None:
     await bounded(ledger.ping())
 
 
+async def test_what_is_spent_is_known_or_unavailable_and_never_guessed(outage, engine) -> None:
+    """No allowance is taken for unspent because the database is away: LedgerUnavailable, until it is back."""
+    async with writing(engine) as (ledger, _):
+        one = event(booking())
+        await outcomes([ledger.book(one.booking), ledger.settle(one)])
+        asked = ("tn_a", str(one.booking.token_id))
+        await outage.begin()
+        if outage.makes_reads_fail:
+            with pytest.raises(LedgerUnavailable) as refused:
+                await bounded(ledger.spent(*asked))
+            assert "127.0.0.1" not in str(refused.value)
+        await outage.end()
+        assert await bounded(ledger.spent(*asked)) == 24
+
+
 # --- PostgreSQL only: what a network can do ---------------------------------------------------------
-
-
-@pytest.fixture
-async def proxied(
-    new_database: Callable[[str], str], postgres_server
-) -> AsyncIterator[tuple[str, str, Proxy]]:
-    """A migrated PostgreSQL: its URL, its URL through a proxy, and the proxy."""
-    url = new_database("postgresql")
-    await asyncio.to_thread(migrate, url)
-    async with through_a_proxy(url) as (proxy, detour):
-        yield url, detour, proxy
 
 
 @pytest.mark.parametrize("settles", [True, False], ids=["settlement", "booking"])
@@ -310,8 +218,8 @@ async def test_a_database_that_says_nothing_is_away(proxied) -> None:
     await engine.dispose()
 
 
-async def test_ping_does_not_wait_for_a_database_that_says_nothing(proxied) -> None:
-    """/readyz answers in bounded time though the network swallows everything."""
+async def test_nobody_waits_for_a_database_that_says_nothing(proxied) -> None:
+    """/readyz, and whoever asks for what is spent, get an answer though the network swallows everything."""
     _, detour, proxy = proxied
     engine = open_engine(detour)
     ledger = SqlLedger(engine)
@@ -319,5 +227,7 @@ async def test_ping_does_not_wait_for_a_database_that_says_nothing(proxied) -> N
     proxy.mute = True
     with pytest.raises(LedgerUnavailable):
         await bounded(ledger.ping())
+    with pytest.raises(LedgerUnavailable):
+        await bounded(ledger.spent("tn_a", "jti"))
     await proxy.cut()
     await engine.dispose()

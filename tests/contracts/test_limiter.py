@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,30 +12,12 @@ from redis.crc import key_slot
 from api.adapters import limiter_redis
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import Permit, StreamsExhausted
-from tests.contracts.helpers import BOUND_SECONDS, bounded, eventually
+from auth.principal import Cap
+from tests.contracts.helpers import BOUND_SECONDS, LEASE_MS, bounded, eventually
 from tests.contracts.wires import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from redis.asyncio import Redis
-
-LEASE_MS = 60_000
-
-
-@pytest.fixture(params=["memory", "redis"])
-async def client(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
-    """A client of an empty Redis."""
-    url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
-    opened = limiter_redis.connect(url, timeout_seconds=BOUND_SECONDS)
-    yield opened
-    await opened.aclose()
-
-
-@pytest.fixture
-def limiter(client: Redis) -> RedisLimiter:
-    """A limiter whose leases outlast any test."""
-    return lenient(client)
 
 
 def lenient(client: Redis, lease_seconds: float = LEASE_MS / 1000) -> RedisLimiter:
@@ -42,17 +25,22 @@ def lenient(client: Redis, lease_seconds: float = LEASE_MS / 1000) -> RedisLimit
     return RedisLimiter(client, lease_seconds=lease_seconds, timeout_seconds=BOUND_SECONDS)
 
 
+def capped(limit: int, tenant: str = "tn_a") -> tuple[Cap, ...]:
+    """The cap of a tenant alone."""
+    return (Cap("tenant", tenant, limit),)
+
+
 async def attempt(limiter: RedisLimiter, permit_id: str, cap: int, tenant: str = "tn_a") -> Permit | None:
     """A permit, or None where the tenant has its fill."""
     try:
-        return await limiter.acquire(tenant, permit_id, cap)
+        return await limiter.acquire(tenant, permit_id, capped(cap, tenant))
     except StreamsExhausted:
         return None
 
 
 async def take(limiter: RedisLimiter, count: int, tenant: str = "tn_a") -> dict[str, Permit]:
     """So many permits, by id, as the gate keeps them."""
-    permits = [await limiter.acquire(tenant, f"{tenant}-{n}", count) for n in range(count)]
+    permits = [await limiter.acquire(tenant, f"{tenant}-{n}", capped(count, tenant)) for n in range(count)]
     return {permit.id: permit for permit in permits}
 
 
@@ -101,7 +89,7 @@ async def test_a_refusal_says_when_to_come_back(limiter) -> None:
     """The hint becomes a Retry-After header, so it is whole seconds and never zero."""
     await take(limiter, 2)
     with pytest.raises(StreamsExhausted, match="2 streams") as refused:
-        await limiter.acquire("tn_a", "third", 2)
+        await limiter.acquire("tn_a", "third", capped(2))
     assert isinstance(refused.value.retry_after_seconds, int)
     assert refused.value.retry_after_seconds >= 1
 
@@ -112,7 +100,7 @@ async def test_a_released_slot_is_free_at_once(limiter) -> None:
     assert await attempt(limiter, "x", 3) is None
     for _ in range(2):
         await limiter.release(permits["tn_a-1"])
-    assert await attempt(limiter, "y", 3) == Permit("y", "tn_a")
+    assert await attempt(limiter, "y", 3) == Permit("y", "tn_a", capped(3))
     assert await attempt(limiter, "z", 3) is None
 
 
@@ -128,7 +116,9 @@ async def test_a_lowered_cap_holds_for_the_next_one(limiter) -> None:
     """Streams over a cap that was lowered run on; no new one starts until there is room under it."""
     permits = await take(limiter, 4)
     assert await attempt(limiter, "x", 2) is None
-    assert await limiter.renew(permits, {"tn_a": 2}) == set()
+    lowered = {permit_id: replace(permit, caps=capped(2)) for permit_id, permit in permits.items()}
+    for known in (permits, lowered):
+        assert await limiter.renew(known) == set()
     await limiter.release(permits["tn_a-0"])
     assert await attempt(limiter, "x", 2) is None
 
@@ -139,7 +129,7 @@ async def test_a_lowered_cap_holds_for_the_next_one(limiter) -> None:
 async def test_a_lease_that_nobody_renews_frees_its_slot(client) -> None:
     """P4: a dead worker's slots come back by themselves, when their leases have run out."""
     limiter = lenient(client, lease_seconds=0.2)
-    await limiter.acquire("tn_a", "dead", 1)
+    await limiter.acquire("tn_a", "dead", capped(1))
     assert await attempt(limiter, "early", 1) is None
     assert await eventually(lambda: attempt(limiter, "heir", 1))
     assert set(await leases(client)) == {"heir"}
@@ -156,7 +146,7 @@ async def test_renewing_keeps_a_lease(limiter, client) -> None:
     """A renewed lease is as long as a new one, and its slot stays taken."""
     permits = await take(limiter, 2)
     await age(client, "tn_a-0", 20_000)
-    assert await limiter.renew(permits, {"tn_a": 2}) == set()
+    assert await limiter.renew(permits) == set()
     assert all(left > LEASE_MS - 10_000 for left in (await leases(client)).values())
     assert await attempt(limiter, "x", 2) is None
 
@@ -165,7 +155,7 @@ async def test_renewing_after_redis_was_emptied_registers_again(limiter, client)
     """Redis is no record: streams that run are known again after one tick, and the cap counts them."""
     permits = await take(limiter, 3)
     await client.flushall()
-    assert await limiter.renew(permits, {"tn_a": 3}) == set()
+    assert await limiter.renew(permits) == set()
     assert await limiter.live("tn_a") == 3
     assert await attempt(limiter, "x", 3) is None
 
@@ -176,8 +166,8 @@ async def test_renewing_never_exceeds_the_cap(limiter, client, rivals) -> None:
     permits = await take(limiter, 3)
     await client.flushall()
     for n in range(rivals):
-        await limiter.acquire("tn_a", f"rival{n}", 3)
-    lost = await limiter.renew(permits, {"tn_a": 3})
+        await limiter.acquire("tn_a", f"rival{n}", capped(3))
+    lost = await limiter.renew(permits)
     assert lost <= set(permits)
     assert len(lost) == rivals
     kept = {f"rival{n}" for n in range(rivals)} | set(permits) - lost
@@ -191,7 +181,7 @@ async def test_a_lease_that_ran_out_is_lost_only_if_its_slot_is_taken(limiter, c
     await age(client, "tn_a-0", -5)
     await age(client, "tn_a-1", -5)
     assert await attempt(limiter, "rival", 2) is not None
-    lost = await limiter.renew(permits, {"tn_a": 2})
+    lost = await limiter.renew(permits)
     assert len(lost) == 1
     assert set(await leases(client)) == {"rival"} | set(permits) - lost
 
@@ -200,7 +190,7 @@ async def test_a_dead_lease_keeps_nobody_from_coming_back(limiter, client) -> No
     """A slot whose lease ran out is free for a renewal too, though nobody has swept it up yet."""
     await take(limiter, 1)
     await age(client, "tn_a-0", -1)
-    assert await limiter.renew({"late": Permit("late", "tn_a")}, {"tn_a": 1}) == set()
+    assert await limiter.renew({"late": Permit("late", "tn_a", capped(1))}) == set()
     assert set(await leases(client)) == {"late"}
 
 
@@ -215,8 +205,8 @@ async def test_expired_leases_do_not_count(limiter, client) -> None:
 async def test_a_shorter_lease_does_not_cut_a_longer_one(limiter, client) -> None:
     """P4 while LEASE_SECONDS is changed worker by worker: a lease lasts as long as its worker said."""
     brief = lenient(client, lease_seconds=0.1)
-    await limiter.acquire("tn_a", "long", 2)
-    await brief.acquire("tn_a", "short", 2)
+    await limiter.acquire("tn_a", "long", capped(2))
+    await brief.acquire("tn_a", "short", capped(2))
 
     async def over() -> bool:
         return await limiter.live("tn_a") < 2
@@ -232,9 +222,9 @@ async def test_a_shorter_lease_does_not_cut_a_longer_one(limiter, client) -> Non
 async def test_keys_share_the_tenants_hash_tag_and_do_not_stay(limiter, client) -> None:
     """On a cluster one call needs one slot; and a tenant that stops coming leaves nothing in Redis."""
     for step in ("acquire", "renew", "register", "release"):
-        permits = {"p": Permit("p", "tn_a")} if step == "register" else await take(limiter, 2)
+        permits = {"p": Permit("p", "tn_a", capped(2))} if step == "register" else await take(limiter, 2)
         if step in {"renew", "register"}:
-            await limiter.renew(permits, {"tn_a": 2})
+            await limiter.renew(permits)
         if step == "release":
             await limiter.release(permits["tn_a-0"])
         keys = await client.keys("*")
@@ -243,7 +233,7 @@ async def test_keys_share_the_tenants_hash_tag_and_do_not_stay(limiter, client) 
         assert all([0 < await client.pttl(key) <= LEASE_MS for key in keys])
         for permit in permits.values():
             await limiter.release(permit)
-        await limiter.renew({"late": Permit("late", "tn_b")}, {"tn_b": 0})
+        await limiter.renew({"late": Permit("late", "tn_b", capped(0, "tn_b"))})
         assert await client.keys("*") == []
 
 
@@ -252,7 +242,7 @@ async def test_any_tenant_id_will_do(limiter, tenant) -> None:
     """Ids that look like pieces of a key, or of the protocol, are ids and nothing else."""
     permits = await take(limiter, 2, tenant)
     assert await attempt(limiter, "x", 2, tenant) is None
-    assert await limiter.renew(permits, {tenant: 2}) == set()
+    assert await limiter.renew(permits) == set()
     assert await limiter.live(tenant) == 2
 
 
@@ -260,7 +250,7 @@ async def test_scripts_that_redis_forgot_are_sent_again(limiter, client) -> None
     """A restart, a failover or SCRIPT FLUSH costs a round trip, not an error."""
     permits = await take(limiter, 2)
     await client.script_flush()
-    assert await limiter.renew(permits, {"tn_a": 2}) == set()
+    assert await limiter.renew(permits) == set()
     await client.script_flush()
     assert await attempt(limiter, "x", 2) is None
     await limiter.release(permits["tn_a-0"])
@@ -270,7 +260,7 @@ async def test_scripts_that_redis_forgot_are_sent_again(limiter, client) -> None
 
 async def test_renewing_nothing_is_nothing(limiter, client) -> None:
     """An idle worker's tick neither fails nor writes."""
-    assert await limiter.renew({}, {}) == set()
+    assert await limiter.renew({}) == set()
     assert await client.keys("*") == []
 
 
@@ -283,11 +273,12 @@ async def test_all_tenants_are_renewed_in_one_round_trip(redis_server, redis_url
         permits: dict[str, Permit] = {}
         for n in range(30):
             permits |= await take(limiter, 3, f"tn_{n}")
-        caps = {f"tn_{n}": 3 for n in range(30)}
-        await limiter.renew(permits, caps)  # loads the script
+        await limiter.renew(permits)  # loads the script
         await client.flushdb()
         before = proxy.round_trips
-        assert await limiter.renew(permits, caps) == set()
+        assert await limiter.renew(permits) == set()
         assert proxy.round_trips - before == 1
-        assert [await limiter.live(tenant) for tenant in caps] == [3] * 30
+        assert [
+            await limiter.live(tenant) for tenant in {permit.tenant_id for permit in permits.values()}
+        ] == [3] * 30
         await client.aclose()

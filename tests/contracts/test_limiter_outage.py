@@ -15,11 +15,17 @@ import pytest
 from api.adapters import limiter_redis
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import LimiterUnavailable, Permit
+from auth.principal import Cap
 from tests.contracts.helpers import BOUND_SECONDS, LoopTurns, bounded, eventually
 from tests.support.servers import RedisServer, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+
+def wide(tenant: str = "tn_a") -> tuple[Cap, ...]:
+    """A cap that nobody here reaches, and a key's own."""
+    return (Cap("tenant", tenant, 10_000), Cap("key", "k", 10_000))
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ async def limiter(server: RedisServer) -> AsyncIterator[RedisLimiter]:
 
 async def crowd(limiter: RedisLimiter, size: int, name: str) -> list[type]:
     """So many that ask at once, all within the cap: the kinds of what they got."""
-    asked = (limiter.acquire("tn_a", f"{name}{n}", 10_000) for n in range(size))
+    asked = (limiter.acquire("tn_a", f"{name}{n}", wide()) for n in range(size))
     return [type(answer) for answer in await bounded(asyncio.gather(*asked, return_exceptions=True))]
 
 
@@ -54,7 +60,7 @@ async def serves_a_crowd(limiter: RedisLimiter) -> bool:
 async def works(limiter: RedisLimiter) -> bool:
     """Whether admission works now."""
     try:
-        await limiter.release(await limiter.acquire("tn_probe", "p", 10_000))
+        await limiter.release(await limiter.acquire("tn_probe", "p", wide("tn_probe")))
     except LimiterUnavailable:
         return False
     return True
@@ -62,14 +68,14 @@ async def works(limiter: RedisLimiter) -> bool:
 
 async def test_a_redis_that_stands_still_is_an_error_and_not_a_standstill(server, limiter) -> None:
     """Every call ends in LimiterUnavailable while the event loop goes on; when Redis goes on, so do they."""
-    permit = await limiter.acquire("tn_a", "before", 10_000)
+    permit = await limiter.acquire("tn_a", "before", wide())
     assert server.process is not None
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
         async with LoopTurns() as turns:
             answers = await crowd(limiter, 100, "stopped")
             with pytest.raises(LimiterUnavailable):
-                await bounded(limiter.renew({permit.id: permit}, {"tn_a": 10_000}))
+                await bounded(limiter.renew({permit.id: permit}))
             with pytest.raises(LimiterUnavailable):
                 await bounded(limiter.live("tn_a"))
             with pytest.raises(LimiterUnavailable):
@@ -89,7 +95,7 @@ async def test_a_redis_that_was_killed_and_started_again_is_found_again(server, 
     assert await crowd(limiter, 100, "away") == [LimiterUnavailable] * 100
     await asyncio.to_thread(server.start)
     await eventually(lambda: serves_a_crowd(limiter))
-    assert await limiter.renew({"old": Permit("old", "tn_b")}, {"tn_b": 1}) == set()
+    assert await limiter.renew({"old": Permit("old", "tn_b", wide("tn_b"))}) == set()
     assert await limiter.live("tn_b") == 1
 
 
@@ -98,7 +104,7 @@ async def test_a_redis_that_takes_no_writes_is_an_error(limiter) -> None:
     client = limiter._client
     await client.replicaof("127.0.0.1", 1)  # nobody is there, so this one is a replica without a master
     with pytest.raises(LimiterUnavailable):
-        await limiter.acquire("tn_a", "p", 10)
+        await limiter.acquire("tn_a", "p", wide())
     await client.replicaof("NO", "ONE")
     assert await works(limiter)
 
@@ -117,7 +123,7 @@ async def test_more_callers_than_connections_all_get_an_answer(server, kind) -> 
 async def test_callers_that_are_cancelled_take_no_connection_with_them(limiter) -> None:
     """Clients that leave while they wait for admission do not wear the pool out."""
     for attempt in range(5):
-        asked = asyncio.gather(*(limiter.acquire("tn_a", f"{attempt}-{n}", 10_000) for n in range(100)))
+        asked = asyncio.gather(*(limiter.acquire("tn_a", f"{attempt}-{n}", wide()) for n in range(100)))
         await asyncio.sleep(0)
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):

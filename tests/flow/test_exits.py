@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -16,7 +17,7 @@ import pytest
 
 from api.core.booking import Ended, Happening
 from api.core.usage import Certainty, Source
-from tests.support.gates import InProcess, serving, settings_of
+from tests.support.gates import BY, InProcess, serving, settings_of
 from tests.support.wire import WireClient, data_lines
 
 if TYPE_CHECKING:
@@ -161,6 +162,40 @@ async def deadline(scene: Scene) -> None:
     assert (last["error"] if scene.dialect == "openai_chat" else last)["code"] == "deadline"
 
 
+async def _is_cut_off(scene: Scene, code: str, change: Callable[[], Awaitable[Any]]) -> None:
+    """The stream is silent after ten tokens when `change` takes its credential away."""
+    client = await scene.ask(f"tokens=20&silence_at=10&silence_ms={FOREVER}")
+    await scene.first_tokens(client, 10)
+    await change()
+    last = json.loads(data_lines(await client.body())[-1])
+    assert (last["error"] if scene.dialect == "openai_chat" else last)["code"] == code
+
+
+async def key_revoked(scene: Scene) -> None:
+    """The key of a running stream is revoked; nobody rings."""
+    keys, key_id = scene.app.gate.accounts.keys(None), scene.app.key.split("_")[1]
+    await _is_cut_off(scene, "revoked", lambda: keys.revoke(key_id, by=BY))
+
+
+async def tenant_suspended(scene: Scene) -> None:
+    """The tenant of a running stream is suspended; nobody rings."""
+    accounts, tenant = scene.app.gate.accounts, scene.app.tenant
+    await _is_cut_off(scene, "revoked", lambda: accounts.suspend(tenant, by=BY))
+
+
+async def key_expires(scene: Scene) -> None:
+    """The key of a running stream expires."""
+    keys, key_id = scene.app.gate.accounts.keys(None), scene.app.key.split("_")[1]
+    soon = scene.app.gate.clock.now() + timedelta(seconds=2)
+    await keys.change(key_id, {"expires_at": soon}, by=BY)
+    await scene.app.gate.accounts_changed()
+
+    async def wait() -> None:
+        """The clock does it."""
+
+    await _is_cut_off(scene, "expired", wait)
+
+
 async def slow_reader(scene: Scene) -> None:
     """The client does not read: its upstream is not read either, and after a while it is broken off."""
     client = await scene.ask("tokens=4000000&per_chunk=2000", slow=True)  # 20 MB
@@ -231,6 +266,11 @@ TABLE = {
         Certainty.AT_LEAST,
         settings=(("stream_seconds", 1.0),),
     ),
+    "key revoked": Exit(key_revoked, Ended.CUT, Happening.REVOKED, 10, Source.COUNTED, Certainty.AT_LEAST),
+    "tenant suspended": Exit(
+        tenant_suspended, Ended.CUT, Happening.REVOKED, 10, Source.COUNTED, Certainty.AT_LEAST
+    ),
+    "key expires": Exit(key_expires, Ended.CUT, Happening.EXPIRED, 10, Source.COUNTED, Certainty.AT_LEAST),
     "slow reader": Exit(
         slow_reader,
         Ended.CUT,

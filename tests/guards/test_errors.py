@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 import api
 import auth
+from api.accounts import ExternalIdTaken, NoSuchKey, NoSuchTenant
 from api.core.booking import ENDINGS, Ended, Happening, IllegalStep
 from api.core.script import UnknownModel
 from api.core.sse import EventTooLarge
@@ -29,13 +30,14 @@ from api.errors import (
 )
 from api.ports import (
     AccountsUnavailable,
+    AllowanceSpent,
     LedgerUnavailable,
     LimiterUnavailable,
-    NoSuchTenant,
     StreamsExhausted,
     UpstreamFailed,
 )
-from auth.principal import NotAllowed, NotAuthenticated, Scope
+from auth.jwks import FetchFailed, NotAKeySet
+from auth.principal import Cap, NotAllowed, NotAuthenticated, TooManyFailures
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -44,18 +46,31 @@ if TYPE_CHECKING:
 
 NEEDS_NO_ROW = {
     IllegalStep: "a bug in the gate: a 500 that says nothing is right",
+    FetchFailed: "the key set logs it, and the old keys go on serving",
+    NotAKeySet: "the same",
     UnknownModel: "the scripted upstream turns it into UpstreamFailed with a 404",
 }
-NOT_IMPORTED = ("api.main", "api.adapters.migrations")  # they act when they are imported: serve, migrate
+NOT_IMPORTED = (
+    "api.main",
+    "api.cli.__main__",
+    "api.adapters.migrations",
+)  # they act when they are imported: serve, migrate
 SECRET = "postgresql://admin:hunter2@10.0.0.5/ledger"
 
 EXAMPLES: dict[type[Exception], list[Exception]] = {
     NotAuthenticated: [NotAuthenticated(), NotAuthenticated("Send one credential.")],
-    NotAllowed: [NotAllowed(scope) for scope in Scope],
+    NotAllowed: [
+        NotAllowed("This credential lacks the scope `chat`."),
+        NotAllowed("no", "model_not_allowed"),
+    ],
     BadRequest: [BadRequest("no"), BadRequest("no", "prompt"), BadRequest("too large", status=413)],
     NotFound: [NotFound("No such thing.")],
-    NoSuchTenant: [NoSuchTenant("No tenant has that id.")],
-    StreamsExhausted: [StreamsExhausted(20, 3)],
+    NoSuchTenant: [NoSuchTenant("tn_1")],
+    NoSuchKey: [NoSuchKey("k1")],
+    ExternalIdTaken: [ExternalIdTaken("acme")],
+    StreamsExhausted: [StreamsExhausted(Cap(kind, "x", 20), 3) for kind in ("tenant", "key", "token")],
+    AllowanceSpent: [AllowanceSpent()],
+    TooManyFailures: [TooManyFailures(17)],
     TooManyAttempts: [TooManyAttempts(60)],
     LimiterUnavailable: [LimiterUnavailable(SECRET), LimiterUnavailable()],
     AccountsUnavailable: [AccountsUnavailable(SECRET), AccountsUnavailable()],
@@ -143,7 +158,8 @@ def test_every_429_and_503_says_when_to_come_back(error: Exception, failure: Fai
 def test_retry_after_is_the_refusals_own():
     """The limiter's hint, the throttle's, and the provider's where it is a number of seconds."""
     seconds = {
-        StreamsExhausted(20, 3): "3",
+        StreamsExhausted(Cap("tenant", "t", 20), 3): "3",
+        TooManyFailures(17): "17",
         TooManyAttempts(60): "60",
         UpstreamFailed("x", status=429, retry_after="17"): "17",
         UpstreamFailed("x", status=429, retry_after="tomorrow"): "1",
@@ -207,8 +223,9 @@ def test_every_cut_has_a_text():
     }
 
 
-def test_only_the_deadline_is_a_timeout():
-    """504 where the stream took too long; all other cuts can be retried elsewhere at once."""
+def test_a_cuts_status_says_whether_to_retry():
+    """504 where it took too long, 401 where the credential is gone; all others can be retried at once."""
     statuses = {cause: failure_of(Cut(Happening(cause))).status for cause in CUTS}
     assert statuses.pop("deadline") == 504
+    assert (statuses.pop("revoked"), statuses.pop("expired")) == (401, 401)
     assert set(statuses.values()) == {503}

@@ -13,6 +13,7 @@ from tests.support.servers import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
+GOOD = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 EXAMPLE = ROOT / ".env.example"
 NAMES = {name.upper() for name in Settings.model_fields}
 
@@ -39,7 +40,17 @@ def test_the_examples_values_are_the_defaults():
 
 def test_every_setting_can_be_set_by_its_name(monkeypatch: pytest.MonkeyPatch):
     """The names in the example are those that are read: each, set wrong or to something else, is noticed."""
-    values = {"SECRET_KEY": "k" * 40, "LOG_LEVEL": "debug", "AUTO_MIGRATE": "false", "REDIS_URL": "redis://x"}
+    values = {
+        "SECRET_KEY": GOOD,
+        "SECRET_KEY_RETIRED": GOOD,
+        "CORS_ORIGINS": "https://a.example",
+        "LOG_LEVEL": "debug",
+        "AUTO_MIGRATE": "false",
+        "REDIS_URL": "redis://x",
+    }
+    issuers = EXAMPLE.cwd() / "issuers.json"
+    issuers.write_text("[]")
+    values |= {"ISSUERS_FILE": str(issuers), "TRUSTED_PROXIES": "10.0.0.0/8"}
     values |= {"OPENAI_BASE_URL": "http://x", "HOST": "localhost"}
     defaults = Settings(_env_file=None)
     for name in sorted(NAMES - {"WEB_CONCURRENCY"}):
@@ -64,7 +75,19 @@ def test_a_dotenv_in_the_working_directory_is_read_and_the_environment_wins(monk
         {"host": "0.0.0.0"},
         {"host": "gate.example"},
         {"host": "::"},
-        {"web_concurrency": 2, "secret_key": "k" * 32},
+        {"web_concurrency": 2, "secret_key": GOOD},
+        {"secret_key": "k" * 40},
+        {"secret_key": "changeme" * 5},
+        {"secret_key": "your-secret-key-your-secret-key-0123456789"},
+        {"secret_key": GOOD, "secret_key_retired": "short"},
+        {"secret_key": GOOD, "secret_key_retired": f"{GOOD[::-1]},{GOOD}"},
+        {"cors_origins": "*"},
+        {"cors_origins": "https://a.example/path"},
+        {"cors_origins": "a.example"},
+        {"trusted_proxies": "*"},
+        {"trusted_proxies": "10.0.0.1/8"},
+        {"trusted_proxies": "proxy.example"},
+        {"issuers_file": "/nowhere/issuers.json"},
         {"redis_url": "http://x"},
         {"lease_seconds": 2.9, "tick_seconds": 1},
         {"openai_base_url": "ftp://x"},
@@ -89,6 +112,10 @@ def test_a_demo_binds_to_loopback(host):
 
 def test_secrets_do_not_show():
     """A dump of the settings in a log gives nothing away."""
-    secrets = {"secret_key": "hunter2" * 8, "admin_password": "hunter2", "openai_api_key": "sk-hunter2"}
+    secrets = {
+        "secret_key": "hunter2-0123456789-" * 3,
+        "admin_password": "hunter2",
+        "openai_api_key": "sk-hunter2",
+    }
     settings = Settings(_env_file=None, **secrets)
     assert "hunter2" not in repr(settings) + str(settings.model_dump()) + settings.model_dump_json()

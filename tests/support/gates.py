@@ -18,6 +18,7 @@ import httpx2
 import uvicorn
 
 from api import runtime
+from api.accounts import Actor, KeyFields, TenantFields
 from api.adapters.database_sql import migrate
 from api.app import create_app
 from api.settings import Settings
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from api.flow.gate import Gate
     from api.ports import UsageEvent
 
-SECRET_KEY = "k" * 40
+SECRET_KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+BY = Actor("test")
 
 
 def settings_of(tmp_path: Path, **changes: Any) -> Settings:
@@ -95,8 +97,9 @@ async def serving(settings: Settings, max_streams: int = 20) -> AsyncIterator[In
     try:
         await asyncio.wait([asyncio.create_task(started.wait()), task], return_when=asyncio.FIRST_COMPLETED)
         gate = opened[0]["gate"]
-        tenant = await gate.accounts.create_tenant("test", max_streams)
-        _, key = await gate.accounts.issue_key(tenant.id, "test", TENANT_SCOPES)
+        tenant = await gate.accounts.create_tenant(TenantFields("test", max_streams), by=BY)
+        fields = KeyFields("test", tuple(sorted(TENANT_SCOPES)))
+        _, key = await gate.accounts.keys(None).issue(tenant.id, fields, by=BY)
         yield InProcess(f"http://127.0.0.1:{listener.getsockname()[1]}", gate, tenant.id, key)
     finally:
         server.should_exit = True

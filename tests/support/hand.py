@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from api.adapters.clock_system import SystemClock
@@ -14,13 +15,13 @@ from api.flow.gate import Gate
 from api.flow.stream import Order
 from api.flow.walk import Walk
 from api.ports import Permit, Policy, StreamsExhausted
-from auth.principal import Principal, Scope
+from auth.principal import Cap, NotAuthenticated, Principal, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from api.core.dialects import Writer
-    from api.ports import Booking, Checkpoint, UsageEvent
+    from api.ports import Allowance, Booking, Checkpoint, UsageEvent
 
 
 class Log(list[str]):
@@ -45,6 +46,7 @@ class HandLedger:
         self.bookings: list[Booking] = []
         self.events: list[UsageEvent] = []
         self.checkpoints: list[Checkpoint] = []
+        self.spent_tokens = 0
         self.hold_booking = self.hold_settlement = False
         self.booked: asyncio.Future[None] | None = None
         self.settled: asyncio.Future[None] | None = None
@@ -60,6 +62,9 @@ class HandLedger:
         self.events.append(event)
         self.settled = self._future(self.hold_settlement, "settled")
         return self.settled
+
+    async def spent(self, tenant_id: str, token_id: str) -> int:
+        return self.spent_tokens
 
     def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
         self.checkpoints += checkpoints
@@ -79,28 +84,67 @@ class HandLimiter:
         self.log = log
         self.taken: set[str] = set()
         self.lost: set[str] = set()
+        self.used_tokens = 0
         self.hold: asyncio.Event | None = None
         self.hold_renewal: asyncio.Event | None = None
 
-    async def acquire(self, tenant_id: str, permit_id: str, max_streams: int) -> Permit:
+    async def acquire(
+        self, tenant_id: str, permit_id: str, caps: tuple[Cap, ...], allowance: Allowance | None = None
+    ) -> Permit | None:
         self.log.append("acquire")
         if self.hold is not None:
             await self.hold.wait()
-        if len(self.taken) >= max_streams:
-            raise StreamsExhausted(max_streams, 1)
+        if allowance is not None and allowance.spent is None:
+            return None
+        for cap in caps:
+            if len(self.taken) >= cap.limit:
+                raise StreamsExhausted(cap, 1)
         self.taken.add(permit_id)
-        return Permit(permit_id, tenant_id)
+        if allowance is None:
+            return Permit(permit_id, tenant_id, caps)
+        granted = min(allowance.most, allowance.total - (allowance.spent or 0))
+        return Permit(permit_id, tenant_id, caps, allowance.token_id, granted)
 
-    async def renew(self, permits: Mapping[str, Permit], caps: Mapping[str, int]) -> set[str]:
+    async def renew(self, permits: Mapping[str, Permit]) -> set[str]:
         self.log.append("renew")
         if self.hold_renewal is not None:
             await self.hold_renewal.wait()
         self.taken |= set(permits)  # as the real one does with a slot that is free
         return self.lost & set(permits)
 
-    async def release(self, permit: Permit) -> None:
+    async def release(self, permit: Permit, used_tokens: int = 0) -> None:
         self.log.append("release")
+        self.used_tokens = used_tokens
         self.taken.discard(permit.id)
+
+
+class HandAuthenticator:
+    """Accounts that change when the test says so: `change` is what the feed brings next."""
+
+    def __init__(self) -> None:
+        self.memory = self
+        self.version = 0
+        self.revoked = False
+        self.fault: Exception | None = None
+        self._news: set[tuple[str, str]] = set()
+
+    def change(self, kind: str, name: str) -> None:
+        self.version += 1
+        self._news.add((kind, name))
+
+    async def refresh(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def take_news(self) -> set[tuple[str, str]]:
+        news, self._news = self._news, set()
+        return news
+
+    async def again(self, principal: Principal) -> Principal:
+        await self.refresh()
+        if self.revoked:
+            raise NotAuthenticated
+        return replace(principal, as_of=self.version)
 
 
 class HandUpstream:
@@ -149,12 +193,15 @@ class Hand:
         self.ledger = HandLedger(self.log)
         self.limiter = HandLimiter(self.log)
         self.upstream = HandUpstream(self.log)
+        self.authenticator = HandAuthenticator()
         self.gate = Gate(
             clock=SystemClock(),
             limiter=self.limiter,  # type: ignore[arg-type] - the parts that the flow uses
             ledger=self.ledger,  # type: ignore[arg-type]
             upstream=self.upstream,
             accounts=None,  # type: ignore[arg-type]
+            authenticator=self.authenticator,  # type: ignore[arg-type]
+            doorbell=None,  # type: ignore[arg-type]
             tokenizer=ToktokTokenizer(),
             policy=Policy(**policy),
         )
@@ -166,7 +213,9 @@ class Hand:
             )
         meter = Meter("scripted", openai_chat.prompt_of(body))
         self.order = Order(request_id="req_1", dialect=dialect, body=body, meter=meter, writer=writer)
-        self.caller = Principal(frozenset({Scope.CHAT}), tenant_id="tn_1", key_id="k1", max_streams=1)
+        self.caller = Principal(
+            frozenset({Scope.CHAT}), tenant_id="tn_1", key_id="k1", caps=(Cap("tenant", "tn_1", 1),)
+        )
         self.left = asyncio.Event()
         self.sent: list[Any] = []
         self.hold_sends: asyncio.Event | None = None

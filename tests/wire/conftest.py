@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.gates import GateProcess, gate_process
+from tests.support.gates import SECRET_KEY, GateProcess, gate_process
 from tests.support.servers import RedisServer, running
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def gate(
             OPENAI_BASE_URL=f"{scripted.url}/v1",
             WEB_CONCURRENCY="2",
             REDIS_TIMEOUT_SECONDS="5",  # the tests share two cores with the servers
-            SECRET_KEY="s" * 40,
+            SECRET_KEY=SECRET_KEY,
             ADMIN_EMAIL="boss@example.com",
             ADMIN_PASSWORD="correct horse battery staple",
         ) as process:

@@ -13,7 +13,7 @@ import pytest
 from auth import keys
 from auth.principal import Scope
 from auth.tokens import TokenSigner
-from tests.support.gates import gate_process
+from tests.support.gates import SECRET_KEY, gate_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,8 +146,12 @@ async def test_a_chunked_body_over_the_cap_is_refused_while_it_comes(
 
 def credentials(gate: GateProcess, tenant: tuple[str, str]) -> dict[str, dict[str, str]]:
     """Headers that must not let anybody in."""
-    own, foreign = TokenSigner("s" * 40), TokenSigner("x" * 40)
-    chat = frozenset({Scope.CHAT})
+    own, foreign = TokenSigner(SECRET_KEY), TokenSigner("x" * 40)
+
+    def bought(signer: TokenSigner, **what: Any) -> dict[str, str]:
+        token = signer.sign(ttl_seconds=50, scopes=frozenset({Scope.CHAT}), **what)
+        return {"authorization": f"Bearer {token.text}"}
+
     key_id = tenant[1].split("_")[1]
     revoked = gate.tenant()[1]
     gate.http("DELETE", f"/admin/keys/{revoked.split('_')[1]}", gate.admin)
@@ -161,15 +165,9 @@ def credentials(gate: GateProcess, tenant: tuple[str, str]) -> dict[str, dict[st
         "half a key": {"x-api-key": tenant[1][:30]},
         "a revoked key": {"x-api-key": revoked},
         "two credentials": {"authorization": f"Bearer {tenant[1]}", "x-api-key": tenant[1]},
-        "an expired token": {
-            "authorization": f"Bearer {own.sign(now=now - 100, ttl_seconds=50, scopes=chat, key_id=key_id)}"
-        },
-        "a token signed by another": {
-            "authorization": f"Bearer {foreign.sign(now=now, ttl_seconds=50, scopes=chat, key_id=key_id)}"
-        },
-        "a token of no key": {
-            "authorization": f"Bearer {own.sign(now=now, ttl_seconds=50, scopes=chat, key_id='nobody000000')}"
-        },
+        "an expired token": bought(own, now=now - 100, key_id=key_id),
+        "a token signed by another": bought(foreign, now=now, key_id=key_id),
+        "a token of no key": bought(own, now=now, key_id="nobody000000"),
         "not a token": {"authorization": "Bearer a.b.c"},
         "bytes": {"authorization": "Bearer \xff\xfe"},
         "huge": {"authorization": f"Bearer {'a' * 30_000}"},

@@ -1,17 +1,49 @@
--- Take one slot of a tenant, if fewer than its cap are taken.
--- KEYS[1] sorted set: permit id -> lease expiry in ms of Redis time
--- ARGV    permit id, cap, lease in ms
--- Returns {1, taken} or {0, ms until the first lease could expire}
+-- Take one slot under each cap, and tokens of an allowance: all or nothing.
+-- KEYS[1..n]  sorted sets, the tenant's first: permit id -> lease expiry in ms of Redis time
+-- KEYS[n+1]   only with an allowance, a hash: "spent" -> tokens, permit id -> tokens reserved
+-- ARGV        permit id, lease in ms, n, the n caps; then total, least, most, spent (-1: not known), ttl in s
+-- Returns {1, tokens granted}, {0, which cap is full}, {0, 0} for an allowance that does not suffice,
+-- or {2} where it is not known how much of the allowance is spent.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local taken = redis.call('ZCARD', KEYS[1])
-if taken >= tonumber(ARGV[2]) then
-  local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-  return {0, first[2] and (tonumber(first[2]) - now) or 0}
+local permit, lease, caps = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+for i = 1, caps do
+  redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now)
+  if redis.call('ZCARD', KEYS[i]) >= tonumber(ARGV[3 + i]) then
+    return {0, i}
+  end
 end
-redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local granted = 0
+local allowance = KEYS[caps + 1]
+if allowance then
+  local total, least, most = tonumber(ARGV[4 + caps]), tonumber(ARGV[5 + caps]), tonumber(ARGV[6 + caps])
+  local spent = tonumber(ARGV[7 + caps])
+  if redis.call('HEXISTS', allowance, 'spent') == 0 then
+    if spent < 0 then
+      return {2}
+    end
+    redis.call('HSET', allowance, 'spent', spent)
+  end
+  local left = total
+  local fields = redis.call('HGETALL', allowance)
+  for i = 1, #fields, 2 do
+    if fields[i] == 'spent' or redis.call('ZSCORE', KEYS[1], fields[i]) then
+      left = left - tonumber(fields[i + 1])
+    else
+      redis.call('HDEL', allowance, fields[i]) -- of a dead worker
+    end
+  end
+  if left < least then
+    return {0, 0}
+  end
+  granted = math.min(left, most)
+  redis.call('HSET', allowance, permit, granted)
+  redis.call('EXPIRE', allowance, ARGV[8 + caps])
 end
-return {1, taken + 1}
+for i = 1, caps do
+  redis.call('ZADD', KEYS[i], now + lease, permit)
+  if redis.call('PTTL', KEYS[i]) < lease then
+    redis.call('PEXPIRE', KEYS[i], lease)
+  end
+end
+return {1, granted}

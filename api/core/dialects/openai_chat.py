@@ -14,13 +14,16 @@ import msgspec
 
 from api.core.dialects import Piece, Prompt, Seen
 from api.core.sse import Event, data_event
-from api.core.usage import Reported
+from api.core.usage import Reported, reasons_out_of_sight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from api.core.dialects import Failure
 
 NAME = "openai_chat"
 DONE = b"data: [DONE]\n\n"
+_LIMITS = ("max_completion_tokens", "max_tokens")
 _ID_LINE = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
 
@@ -166,6 +169,39 @@ def prompt_of(body: dict[str, Any]) -> Prompt:
         if message.get("tool_calls"):
             countable = False
     return Prompt(texts, overhead, countable)
+
+
+def choices_of(body: dict[str, Any]) -> int:
+    """How many answers are asked for; each may have as many tokens as the request allows."""
+    asked = body.get("n")
+    return asked if isinstance(asked, int) and asked > 0 else 1
+
+
+def output_limit_of(body: dict[str, Any]) -> int | None:
+    """How many output tokens a request allows for each choice, where it says so."""
+    limits = [body[name] for name in _LIMITS if isinstance(body.get(name), int)]
+    return max(min(limits), 1) if limits else None
+
+
+def limited(body: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """The request, with no more output allowed than `tokens` for each choice.
+
+    The newer name where the request or the model wants it; older servers know `max_tokens` alone.
+    """
+    newer = body.get("max_completion_tokens") is not None or reasons_out_of_sight(body["model"])
+    rest = {name: value for name, value in body.items() if name not in _LIMITS}
+    asked = output_limit_of(body)
+    return rest | {_LIMITS[0 if newer else 1]: tokens if asked is None else min(asked, tokens)}
+
+
+def models_where(body: bytes, allowed: Callable[[str], bool]) -> bytes:
+    """A list of models, without those that are not allowed. What cannot be read passes as it is."""
+    try:
+        listed = msgspec.json.decode(body)
+        kept = [model for model in listed["data"] if allowed(model["id"])]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+        return body
+    return body if len(kept) == len(listed["data"]) else msgspec.json.encode({**listed, "data": kept})
 
 
 def error_object(failure: Failure) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""The commands, put together; and those that serve, migrate and check."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from api.adapters.database_sql import migrate
+from api.cli import admins, keys, tenants
+from api.cli.shared import Json, settings_or_exit, show
+
+app = typer.Typer(
+    name="sluicegate",
+    help="A multi-tenant streaming gateway for LLMs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(tenants.app, name="tenant")
+app.add_typer(keys.app, name="key")
+app.add_typer(keys.tokens, name="token")
+app.add_typer(admins.app, name="admin")
+app.command(epilog="Example: sluicegate usage --tenant TENANT_ID --events")(tenants.usage)
+app.command(epilog="Example: sluicegate audit --action key.revoke")(admins.audit)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+@app.command(epilog="Example: PORT=9000 sluicegate serve")
+def serve(as_json: Json = False) -> None:
+    """Serve. Settings come from the environment and from .env; see .env.example."""
+    from api.serving import serve as run  # noqa: PLC0415 - the server is slow to import; other commands are not
+
+    run(settings_or_exit(), as_json=as_json)
+
+
+@app.command("migrate")
+def migrate_command(as_json: Json = False) -> None:
+    """Bring the database to the newest revision."""
+    settings = settings_or_exit()
+    migrate(settings.ledger_url)
+    show({"migrated": True}, as_json, "The database is at the newest revision.")
+
+
+@app.command("check-config")
+def check_config(as_json: Json = False) -> None:
+    """Check the settings without serving; exit status 2 if they are refused."""
+    settings = settings_or_exit()
+    shown = settings.model_dump(mode="json")  # secrets are masked by their type
+    for name in ("database_url", "redis_url", "openai_base_url"):
+        shown[name] = _without_password(shown[name])
+    shown["issuers"] = [issuer.issuer for issuer in settings.issuers()]
+    show(
+        shown,
+        as_json,
+        f"The settings are fine: {'demo' if settings.demo else 'production'}, "
+        f"upstream {'scripted' if settings.scripted else 'OpenAI-compatible'}, "
+        f"{settings.web_concurrency} worker(s) on {settings.host}:{settings.port}.",
+    )
+
+
+@app.command("scripted-upstream", epilog="Example: sluicegate scripted-upstream --port 9000")
+def scripted_upstream(
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = 9000,
+    as_json: Json = False,
+) -> None:
+    """Serve the scripted model alone, as an OpenAI-compatible server, for tests and benchmarks."""
+    from api.adapters.scripted_server import run  # noqa: PLC0415 - as above
+
+    run(port, lambda url: show({"url": url}, as_json, f"The scripted model is at {url}/v1"))
+
+
+def _without_password(url: str) -> str:
+    """A URL that may be shown."""
+    return re.sub(r"//[^@/]*@", "//***@", url)

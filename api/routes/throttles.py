@@ -1,0 +1,63 @@
+"""Throttles of the sign-in and token routes, by slowapi: per client address, and per account.
+
+slowapi asks its storage synchronously, so a throttle is a plain `def` dependency, which FastAPI runs in a
+thread: the event loop never waits for it. If Redis is away each worker counts for itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Depends, Request
+from slowapi import Limiter
+
+from auth.dependencies import address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def throttle(storage_url: str) -> Limiter:
+    """Slowapi's limiter on that Redis, or in memory."""
+    if storage_url.startswith("unix://"):
+        storage_url = f"redis+{storage_url}"
+    options: dict[str, Any] = {}
+    if storage_url.startswith("redis"):
+        options = {"socket_timeout": 0.25, "socket_connect_timeout": 0.25}
+    return Limiter(
+        key_func=address_of,
+        storage_uri=storage_url,
+        in_memory_fallback_enabled=True,
+        storage_options=options,
+    )
+
+
+def _account_of(request: Request) -> str:
+    account: str = request.state.account
+    return account
+
+
+def by_address(limiter: Limiter, rate: str, name: str) -> Any:
+    """At most `rate` ("10/minute") calls from one address; `name` is the counter's."""
+    return Depends(_limited(limiter, rate, f"{name}_address", address_of))
+
+
+def by_account(limiter: Limiter, rate: str, name: str, account: Callable[..., Any]) -> Any:
+    """At most `rate` calls for one account, which the dependency `account` puts into the request's state."""
+    limited = _limited(limiter, rate, f"{name}_account", _account_of)
+
+    def check(request: Request, _account: Any = Depends(account)) -> None:  # noqa: B008 - FastAPI's way
+        limited(request)
+
+    return Depends(check)
+
+
+def _limited(
+    limiter: Limiter, rate: str, name: str, key: Callable[[Request], str]
+) -> Callable[[Request], None]:
+    def check(request: Request) -> None:
+        """Refused by slowapi before this runs."""
+
+    check.__name__ = name  # what slowapi counts by
+    limited: Callable[[Request], None] = limiter.limit(rate, key_func=key)(check)
+    return limited

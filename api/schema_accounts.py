@@ -1,0 +1,243 @@
+"""Request and response models of accounts: tenants, keys, tokens, the audit log. Times are UTC."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from api.schema import PRINTABLE, ModelName, Name
+from auth.principal import Scope
+
+MAX_LIST = 200
+MAX_METADATA = 50
+
+_STRICT = ConfigDict(extra="forbid")
+_OUT = ConfigDict(from_attributes=True)
+
+
+def _zone(name: str) -> str:
+    if name not in _zones():
+        raise ValueError("must be an IANA time zone, such as Europe/Berlin")
+    return name
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise ValueError("must be an IP address, or a network such as 10.0.0.0/8") from None
+
+
+def _utc(at: datetime) -> datetime:
+    return at.astimezone(UTC)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _no_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _wild_at_the_end(pattern: str) -> str:
+    if "*" in pattern[:-1]:
+        raise ValueError("may have a `*` at its end alone")
+    return pattern
+
+
+def _not_none(value: Any) -> Any:
+    """For a patch: leaving a field out changes nothing, and null is no value that it could have."""
+    if value is None:
+        raise ValueError("must not be null; leave it out to leave it as it is")
+    return value
+
+
+Streams = Annotated[int, Field(ge=1, le=1_000_000)]
+TimeZone = Annotated[str, Field(max_length=64), AfterValidator(_zone)]
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]
+Title = Annotated[Name, AfterValidator(_no_blank)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=40)], Annotated[str, Field(max_length=500)]],
+    Field(max_length=MAX_METADATA),
+]
+Pattern = Annotated[ModelName, Field(min_length=1), AfterValidator(_wild_at_the_end)]
+Models = Annotated[list[Pattern], Field(min_length=1, max_length=MAX_LIST), AfterValidator(_distinct)]
+Scopes = Annotated[list[Scope], Field(min_length=1), AfterValidator(_distinct)]
+Network = Annotated[str, Field(max_length=64), AfterValidator(_network)]
+Networks = Annotated[list[Network], Field(max_length=MAX_LIST), AfterValidator(_distinct)]
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+
+
+class TenantIn(BaseModel):
+    """A new tenant."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"name": "Acme"}})
+
+    name: Title
+    max_streams: Streams | None = None
+    external_id: Label | None = None
+    default_model: ModelName | None = None
+    time_zone: TimeZone = "UTC"
+    metadata: Metadata = {}
+
+
+class TenantPatch(BaseModel):
+    """What to change of a tenant; fields that are left out stay as they are."""
+
+    model_config = _STRICT
+
+    name: Annotated[Title | None, AfterValidator(_not_none)] = None
+    max_streams: Annotated[Streams | None, AfterValidator(_not_none)] = None
+    external_id: Label | None = None
+    default_model: ModelName | None = None
+    time_zone: Annotated[TimeZone | None, AfterValidator(_not_none)] = None
+    metadata: Annotated[Metadata | None, AfterValidator(_not_none)] = None
+
+
+class TenantOut(BaseModel):
+    """A tenant."""
+
+    model_config = _OUT
+
+    id: str
+    name: str
+    state: Literal["active", "suspended", "deleted"]
+    max_streams: int
+    external_id: str | None
+    default_model: str | None
+    time_zone: str
+    metadata: dict[str, str]
+    created_at: datetime
+
+
+class KeyIn(BaseModel):
+    """A new key."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"name": "web", "scopes": ["chat"], "max_streams": 5}}
+    )
+
+    name: Title = "default"
+    scopes: Scopes | None = None
+    models: Models | None = None
+    max_streams: Streams | None = None
+    allowed_addresses: Networks = []
+    expires_at: Moment | None = None
+
+
+class KeyPatch(BaseModel):
+    """What to change of a key; fields that are left out stay as they are."""
+
+    model_config = _STRICT
+
+    name: Annotated[Title | None, AfterValidator(_not_none)] = None
+    scopes: Annotated[Scopes | None, AfterValidator(_not_none)] = None
+    models: Models | None = None
+    max_streams: Streams | None = None
+    allowed_addresses: Annotated[Networks | None, AfterValidator(_not_none)] = None
+    expires_at: Moment | None = None
+
+
+class RotateIn(BaseModel):
+    """How long the secret from before still holds: a day unless it is said, a week at most."""
+
+    model_config = _STRICT
+
+    grace_seconds: Annotated[int, Field(ge=0, le=7 * 86400)] = 86400
+
+
+class KeyOut(BaseModel):
+    """What can be shown of a key."""
+
+    model_config = _OUT
+
+    id: str
+    tenant_id: str
+    name: str
+    scopes: list[Scope]
+    models: list[str] | None
+    max_streams: int | None
+    allowed_addresses: list[str]
+    expires_at: datetime | None
+    created_at: datetime
+    created_by: str
+    last_used_at: datetime | None
+    previous_until: datetime | None
+    revoked_at: datetime | None
+
+
+class KeyIssued(KeyOut):
+    """A key just issued or rotated. `key` is shown this once."""
+
+    key: str
+
+
+class LoginIn(BaseModel):
+    """An admin's sign-in."""
+
+    model_config = _STRICT
+
+    email: Annotated[str, Field(min_length=1, max_length=320, pattern=PRINTABLE)]
+    password: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class TokenIn(BaseModel):
+    """What a token of an API key should be; never wider than the key.
+
+    `max_tokens` is how many tokens, in and out, may be used with it in all.
+    """
+
+    model_config = _STRICT
+
+    ttl_seconds: Annotated[int, Field(ge=10, le=3600)] = 900
+    end_user: Name | None = None
+    scopes: Scopes | None = None
+    models: Annotated[Models | None, Field(max_length=20)] = None
+    max_streams: Streams | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 53)] | None = None
+
+
+class TokenOut(BaseModel):
+    """A token, as OAuth 2 names the fields. `id` is its `jti`, by which it can be revoked."""
+
+    id: str
+    access_token: str
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105 - a word of OAuth
+    expires_in: int
+
+
+class AuditEntryOut(BaseModel):
+    """Who changed what, when, from where."""
+
+    model_config = _OUT
+
+    id: int
+    at: datetime
+    actor: str
+    address: str
+    request_id: str
+    action: str
+    tenant_id: str | None
+    kind: str
+    target: str
+    details: dict[str, Any]
+
+
+class AuditPage(BaseModel):
+    """A page of the audit log, newest first; `next` is the `before` of the page behind it."""
+
+    data: list[AuditEntryOut]
+    next: int | None

@@ -1,0 +1,46 @@
+"""A limit on failed credentials by address, so that a flood of invented keys does not reach the database.
+
+A key's form and checksum are public, so anybody can invent ids that must be looked up. After `limit` failures
+within a minute an address gets no more look-ups for the rest of it; keys that are remembered go on working,
+also from there. Counted for each worker by itself, in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from auth.principal import TooManyFailures
+
+if TYPE_CHECKING:
+    from auth.memory import Clock
+
+_WINDOW_SECONDS = 60.0
+_ADDRESSES = 10_000
+
+
+class Door:
+    """Counts failures by address."""
+
+    def __init__(self, clock: Clock, *, limit: int = 100) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def failed(self, address: str) -> None:
+        """A credential from there did not hold."""
+        now = self._clock.monotonic()
+        since, count = self._failures.get(address, (now, 0))
+        if now - since >= _WINDOW_SECONDS:
+            since, count = now, 0
+        self._failures[address] = (since, count + 1)
+        self._failures.move_to_end(address)
+        if len(self._failures) > _ADDRESSES:
+            self._failures.popitem(last=False)
+
+    def open_for(self, address: str) -> None:
+        """Whether something may be looked up for that address. Raises TooManyFailures."""
+        since, count = self._failures.get(address, (0.0, 0))
+        left = since + _WINDOW_SECONDS - self._clock.monotonic()
+        if count >= self._limit and left > 0:
+            raise TooManyFailures(int(left) + 1)

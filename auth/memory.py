@@ -1,0 +1,232 @@
+"""What a worker remembers of keys, tenants and users, so that a warm call does no I/O.
+
+Every change of an account stands in the accounts' change feed, written in the same transaction. What is
+remembered is believed only while that feed was read less than `trust_seconds` ago; a worker reads it twice a
+second in the background, and at once when the doorbell rings (Redis pub/sub). So a revoked key is refused
+within a second whatever becomes of the doorbell (P9), and where the feed cannot be read nobody gets in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from auth.principal import StoredKey, StoredTenant, StoredUser
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable
+
+    from auth.principal import Change
+
+KINDS = frozenset({"key", "tenant", "token", "user"})
+"""What may be remembered; the feed has other entries too."""
+
+OVERLAP = 50
+"""How many rows of the feed are read again: a transaction may commit after one with a higher number."""
+
+REVOKED_SECONDS = 26 * 3600.0
+"""How long a revoked token is remembered: longer than any token that is accepted may live."""
+
+
+class CredentialStore(Protocol):
+    """Where accounts are kept. Everything raises one exception of its own when it is away."""
+
+    async def find_key(self, key_id: str) -> StoredKey | None:
+        """The key with that id, with its tenant, or None."""
+        ...
+
+    async def find_tenant(self, name: str) -> StoredTenant | None:
+        """The tenant with that id or that external id, or None."""
+        ...
+
+    async def find_user(self, email: str) -> StoredUser | None:
+        """The admin with that address, or None."""
+        ...
+
+    async def revoked_tokens(self) -> list[str]:
+        """The names (`token_name`) of all tokens revoked within REVOKED_SECONDS."""
+        ...
+
+    async def changes(self, after: int | None) -> list[Change]:
+        """The feed behind number `after`, oldest first; None: its last OVERLAP rows."""
+        ...
+
+
+class Clock(Protocol):
+    """The two clocks: one for what is written down, one for what is measured."""
+
+    def unix(self) -> float:
+        """UTC seconds since 1970."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never jump."""
+        ...
+
+
+class _Entry(NamedTuple):
+    at: float
+    value: StoredKey | StoredTenant | StoredUser
+
+
+def token_name(tenant_id: str | None, token_id: str) -> str:
+    """A token's name in the feed: ids of tokens are only told apart within a tenant."""
+    return f"{tenant_id or ''}/{token_id}"
+
+
+class Memory:
+    """One for each worker. `version` moves on with every change that is noticed."""
+
+    def __init__(
+        self,
+        store: CredentialStore,
+        clock: Clock,
+        *,
+        trust_seconds: float = 1.0,
+        max_age_seconds: float = 30.0,
+        entries: int = 10_000,
+        loads: int = 4,
+    ) -> None:
+        self.version = 0
+        self._store = store
+        self._clock = clock
+        self._trust_seconds = trust_seconds
+        self._max_age_seconds = max_age_seconds
+        self._entries = entries
+        self._loading = asyncio.Semaphore(loads)  # a flood of unknown ids must not take all connections
+        self._known: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._unknown: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._under_way: dict[Hashable, asyncio.Future[Any]] = {}
+        self._revoked: dict[str, float] = {}
+        self._position: int | None = None
+        self._seen: set[int] = set()
+        self._read_at = float("-inf")
+        self._news: set[tuple[str, str]] = set()
+
+    # --- looking up -----------------------------------------------------------------------------
+
+    async def key(self, key_id: str) -> StoredKey | None:
+        """The key with that id."""
+        found = await self._recall("key", key_id, self._store.find_key)
+        return found if isinstance(found, StoredKey) else None
+
+    async def tenant(self, name: str) -> StoredTenant | None:
+        """The tenant with that id or external id."""
+        found = await self._recall("tenant", name, self._store.find_tenant)
+        return found if isinstance(found, StoredTenant) else None
+
+    async def user(self, email: str) -> StoredUser | None:
+        """The admin with that address."""
+        found = await self._recall("user", email, self._store.find_user)
+        return found if isinstance(found, StoredUser) else None
+
+    def revoked(self, tenant_id: str | None, token_id: str) -> bool:
+        """Whether that token was revoked. Ask after `current`."""
+        return token_name(tenant_id, token_id) in self._revoked
+
+    def remembers(self, kind: str, name: str) -> bool:
+        """Whether a look-up would do no I/O."""
+        now, known = self._clock.monotonic(), self._known.get((kind, name))
+        return known is not None and now - known.at < self._max_age_seconds
+
+    async def _recall(self, kind: str, name: str, load: Callable[[str], Awaitable[Any]]) -> Any:
+        await self.current()
+        now, place = self._clock.monotonic(), (kind, name)
+        entry = self._known.get(place)
+        if entry is not None and now - entry.at < self._max_age_seconds:
+            self._known.move_to_end(place)
+            return entry.value
+        if now - self._unknown.get(place, float("-inf")) < self._max_age_seconds:
+            return None
+        version = self.version
+
+        async def look() -> Any:
+            async with self._loading:
+                found = await load(name)
+            if version == self.version:  # else it may be older than the change that was noticed meanwhile
+                self._keep(place, found)
+            return found
+
+        return await self._once((place, version), look)
+
+    def _keep(self, place: tuple[str, str], found: Any) -> None:
+        now = self._clock.monotonic()
+        if found is None:
+            _put(self._unknown, place, now, self._entries)
+        else:
+            _put(self._known, place, _Entry(now, found), self._entries)
+
+    # --- the feed -------------------------------------------------------------------------------
+
+    async def current(self) -> None:
+        """Make sure that the feed was read less than `trust_seconds` ago. Raises what the store raises."""
+        if self._clock.monotonic() - self._read_at >= self._trust_seconds:
+            await self._once("feed", self.refresh)
+
+    async def refresh(self) -> None:
+        """Read the feed now, and forget what has changed."""
+        started, after = self._clock.monotonic(), self._position
+        changes = await self._store.changes(None if after is None else after - OVERLAP)
+        if after is None:  # behind the feed's reading, so that nothing falls between the two
+            self._revoked |= dict.fromkeys(await self._store.revoked_tokens(), started)
+        for change in changes:
+            if change.seq not in self._seen:
+                self._seen.add(change.seq)
+                if change.kind in KINDS:
+                    self._forget(change, started)
+        self._position = max([self._position or 0, *(change.seq for change in changes)])
+        self._seen = {seq for seq in self._seen if seq > self._position - OVERLAP}
+        self._read_at = max(self._read_at, started)
+
+    def take_news(self) -> set[tuple[str, str]]:
+        """What has changed, as kind and id, since this was last asked."""
+        news, self._news = self._news, set()
+        return news
+
+    def _forget(self, change: Change, now: float) -> None:
+        self.version += 1
+        self._news.add((change.kind, change.id))
+        if change.kind == "token":
+            self._revoked = {k: at for k, at in self._revoked.items() if now - at < REVOKED_SECONDS}
+            self._revoked[change.id] = now
+        elif change.kind == "tenant":
+            gone = [place for place, entry in self._known.items() if _tenant_of(entry.value) == change.id]
+            for place in gone:
+                del self._known[place]
+            self._unknown.clear()  # it may have been asked for by a name that it had not then
+        else:
+            self._known.pop((change.kind, change.id), None)
+            self._unknown.pop((change.kind, change.id), None)
+
+    async def _once(self, name: Hashable, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do `work`, or wait for the same that is under way."""
+        while (other := self._under_way.get(name)) is not None:
+            await asyncio.wait([other])
+            if not other.cancelled():
+                return other.result()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._under_way[name] = future
+        try:
+            future.set_result(await work())
+        except Exception as error:
+            future.set_exception(error)
+            future.exception()  # whether or not somebody else waits for it, it is raised here
+            raise
+        finally:
+            future.cancel()  # where this task was given up; whoever waits tries for itself
+            del self._under_way[name]
+        return future.result()
+
+
+def _put(places: OrderedDict[Any, Any], place: Any, value: Any, limit: int) -> None:
+    places[place] = value
+    places.move_to_end(place)
+    if len(places) > limit:
+        places.popitem(last=False)
+
+
+def _tenant_of(value: StoredKey | StoredTenant | StoredUser) -> str | None:
+    if isinstance(value, StoredKey):
+        return value.tenant.id
+    return value.id if isinstance(value, StoredTenant) else None

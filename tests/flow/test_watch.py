@@ -1,0 +1,165 @@
+"""Whose streams end when accounts change, and what an allowance lets through; ASGI and accounts by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+
+from api.core.booking import Ended, Happening
+from api.flow.tend import tick
+from api.flow.watch import Watch
+from api.ports import AccountsUnavailable
+from auth.memory import token_name
+from tests.support.hand import DONE, FINISH, USAGE, Hand, token
+
+
+async def flowing(hand: Hand) -> asyncio.Task[None]:
+    """A stream that has delivered one token and waits for the next."""
+    hand.upstream.feed(token("water"))
+    running = hand.start()
+    await hand.log.until('data: {"token":"water"}')
+    return running
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("key", "k1"), ("tenant", "tn_1"), ("token", token_name("tn_1", "jti"))],
+)
+async def test_a_change_of_its_credential_cuts_a_stream(kind: str, name: str) -> None:
+    """P9: by its key, its tenant or its token; a well-formed error ends it, and its tokens are settled."""
+    hand = Hand()
+    hand.caller = replace(hand.caller, token_id="jti")
+    running = await flowing(hand)
+    hand.authenticator.revoked = True
+    hand.authenticator.change(kind, name)
+    await Watch(hand.gate).look()
+    await running
+    assert json.loads(hand.body.split(b"data: ")[-1])["code"] == "revoked"
+    [event] = hand.ledger.events
+    assert (event.ended, event.cause, event.usage.output_tokens) == (Ended.CUT, Happening.REVOKED, 1)
+    assert not hand.limiter.taken
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("key", "k2"), ("tenant", "tn_2"), ("token", token_name("tn_2", "jti")), ("user", "k1")],
+)
+async def test_a_change_of_anothers_credential_concerns_nobody_else(kind: str, name: str) -> None:
+    """Only what changed is looked at again: a stream of another key goes on, and costs no look-up."""
+    hand = Hand()
+    hand.caller = replace(hand.caller, token_id="jti")
+    running = await flowing(hand)
+    hand.authenticator.revoked = True  # whoever asked would be cut
+    hand.authenticator.change(kind, name)
+    await Watch(hand.gate).look()
+    hand.upstream.feed(FINISH + USAGE + DONE)
+    await running
+    assert hand.ledger.events[0].ended is Ended.FINISHED
+
+
+async def test_a_change_that_leaves_the_credential_good_cuts_nothing() -> None:
+    """A key that was only renamed: the stream goes on."""
+    hand = Hand()
+    running = await flowing(hand)
+    hand.authenticator.change("key", "k1")
+    await Watch(hand.gate).look()
+    hand.upstream.feed(FINISH + USAGE + DONE)
+    await running
+    assert hand.ledger.events[0].ended is Ended.FINISHED
+
+
+async def test_a_change_is_not_forgotten_while_accounts_are_away() -> None:
+    """The database goes away between the news and the second look: the stream is cut when it is back."""
+    hand = Hand()
+    running = await flowing(hand)
+    watch = Watch(hand.gate)
+    hand.authenticator.revoked = True
+    hand.authenticator.change("key", "k1")
+    refresh = hand.authenticator.refresh
+    looks = iter([None, AccountsUnavailable("away")])
+
+    async def away_at_the_second() -> None:
+        if (fault := next(looks, None)) is not None:
+            raise fault
+
+    hand.authenticator.refresh = away_at_the_second  # type: ignore[method-assign]
+    with pytest.raises(AccountsUnavailable):
+        await watch.look()
+    assert not running.done()
+    hand.authenticator.refresh = refresh  # type: ignore[method-assign]
+    await watch.look()
+    await running
+    assert hand.ledger.events[0].cause is Happening.REVOKED
+
+
+async def test_a_key_revoked_during_admission_opens_nothing() -> None:
+    """The change is noticed after authentication and before the stream is watched: 401, and no booking."""
+    hand = Hand()
+    hand.limiter.hold = asyncio.Event()
+    running = hand.start()
+    await hand.log.until("acquire")
+    hand.authenticator.revoked = True
+    hand.authenticator.change("key", "k1")
+    await Watch(hand.gate).look()
+    hand.limiter.hold.set()
+    await running
+    assert (hand.status, json.loads(hand.body)["error"]["code"]) == (401, "revoked")
+    assert hand.log.in_order("acquire", "release")
+    assert "book" not in hand.log
+    assert "open" not in hand.log
+
+
+async def test_accounts_that_go_away_during_admission_let_nobody_in() -> None:
+    """Something changed and it cannot be asked what: 503, and nothing is opened."""
+    hand = Hand()
+    hand.limiter.hold = asyncio.Event()
+    running = hand.start()
+    await hand.log.until("acquire")
+    hand.authenticator.change("key", "another")
+    hand.authenticator.fault = AccountsUnavailable("away")
+    hand.limiter.hold.set()
+    await running
+    assert (hand.status, json.loads(hand.body)["error"]["code"]) == (503, "accounts_unavailable")
+    assert "open" not in hand.log
+    assert not hand.limiter.taken
+
+
+async def test_an_expired_credential_cuts_its_stream() -> None:
+    """The tick after `expires_at` ends it with an error event; the one before does not."""
+    hand = Hand()
+    now = hand.gate.clock.unix()
+    hand.caller = replace(hand.caller, expires_at=now + 3600)
+    running = await flowing(hand)
+    await tick(hand.gate)
+    assert not running.done()
+    [stream] = hand.gate.live.values()
+    stream.caller = replace(stream.caller, expires_at=now - 1)
+    await tick(hand.gate)
+    await running
+    assert json.loads(hand.body.split(b"data: ")[-1])["code"] == "expired"
+    assert hand.ledger.events[0].cause is Happening.EXPIRED
+
+
+async def test_an_allowance_limits_what_the_provider_is_asked_for() -> None:
+    """Reserved are the prompt's 8 tokens and the output; used is what was measured; the rest goes back."""
+    hand = Hand()
+    hand.caller = replace(hand.caller, token_id="jti", allowance=50)
+    hand.ledger.spent_tokens = 12
+    hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
+    await hand.start()
+    assert hand.upstream.bodies[0]["max_tokens"] == 50 - 12 - 8
+    assert hand.limiter.used_tokens == 10  # the provider's word: 8 and 2
+
+
+async def test_a_request_that_asks_for_less_is_not_given_more() -> None:
+    """The client's own limit stands where it is the lower one, under the name that it used."""
+    hand = Hand()
+    hand.caller = replace(hand.caller, token_id="jti", allowance=500)
+    hand.order.body |= {"max_completion_tokens": 5, "n": 2}
+    hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
+    await hand.start()
+    assert hand.upstream.bodies[0]["max_completion_tokens"] == 5
+    assert "max_tokens" not in hand.upstream.bodies[0]
