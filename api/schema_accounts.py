@@ -15,6 +15,7 @@ from auth.principal import Scope
 
 MAX_LIST = 200
 MAX_METADATA = 50
+_MAPPED_BITS = 96  # ::ffff:0:0/96 is IPv4 written as IPv6: RFC 4291, 2.5.5.2
 
 _STRICT = ConfigDict(extra="forbid")
 _OUT = ConfigDict(from_attributes=True)
@@ -33,9 +34,13 @@ def _zones() -> frozenset[str]:
 
 def _network(text: str) -> str:
     try:
-        return str(ipaddress.ip_network(text, strict=False))
+        network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError("must be an IP address, or a network such as 10.0.0.0/8") from None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    if mapped is not None and network.prefixlen >= _MAPPED_BITS:  # as callers' addresses are compared
+        return str(ipaddress.ip_network((int(mapped), network.prefixlen - _MAPPED_BITS)))
+    return str(network)
 
 
 def _utc(at: datetime) -> datetime:

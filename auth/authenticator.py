@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING
 
 from auth import jws, keys
 from auth.issuers import ForeignClaims
-from auth.principal import Cap, NotAllowed, NotAuthenticated, Principal, Scope
+from auth.principal import Cap, NotAllowed, NotAuthenticated, Principal, Scope, StoredKey, StoredTenant
 from auth.tokens import ISSUER
 
 if TYPE_CHECKING:
     from auth.door import Door
     from auth.issuers import Issuers
     from auth.memory import Clock, Memory
-    from auth.principal import StoredKey, StoredTenant
     from auth.tokens import Claims, TokenSigner
 
 _NO_SECRET_SHA256 = bytes(32)
+_NOBODY = StoredKey("", StoredTenant("", active=False, max_streams=0), _NO_SECRET_SHA256, frozenset())
+"""What a secret is compared with where there is no such key: the work is the same."""
 _VERIFIED_ENTRIES = 10_000
 _VERIFIED_SECONDS = 30.0
 """How long a checked signature is believed: a key that an identity provider withdraws counts no longer."""
@@ -62,13 +63,18 @@ class Authenticator:
         return replace(found, as_of=as_of)
 
     async def again(self, principal: Principal) -> Principal:
-        """The same principal as it is now. Raises NotAuthenticated where it holds no more."""
+        """A tenant's principal, with the end that it has now. Raises NotAuthenticated where it holds no more.
+
+        What else was changed of its key, such as its scopes or its caps, is for its next request.
+        """
         await self.memory.current()
         as_of, now = self.memory.version, self._clock.unix()
         until = principal.expires_at
         if principal.key_id is not None:
             key = _holding(await self.memory.key(principal.key_id), now)
             until = _earlier(until, _unix(key.expires_at))
+            if principal.secret_sha256 is not None:
+                until = _earlier(until, _end_of_secret(key, principal.secret_sha256))
         elif principal.tenant_id is not None:
             _active(await self.memory.tenant(principal.tenant_id))
         if principal.token_id is not None and self.memory.revoked(principal.tenant_id, principal.token_id):
@@ -88,28 +94,23 @@ class Authenticator:
         key = keys.parse(credential)
         if key is None:
             raise NotAuthenticated
-        if not self.memory.remembers("key", key.id):
-            self._door.open_for(address)
-        stored = await self.memory.key(key.id)
-        now = self._clock.unix()
-        current = keys.same(key, stored.secret_sha256 if stored else _NO_SECRET_SHA256)
-        previous = keys.same(key, (stored.previous_sha256 if stored else None) or _NO_SECRET_SHA256)
+        stored = await self.memory.key(key.id, asker=address, guard=lambda: self._door.open_for(address))
+        now, sent = self._clock.unix(), key.sha256
+        end = _end_of_secret(stored or _NOBODY, sent)
         stored = _holding(stored, now)
-        until = _unix(stored.expires_at)
-        if not current:
-            grace = _unix(stored.previous_until) or 0.0
-            if not previous or now >= grace:
-                raise NotAuthenticated
-            until = _earlier(until, grace)
+        if end is not None and now >= end:
+            raise NotAuthenticated
         if not stored.allows(address):
             raise NotAllowed("This key may not be used from your address.", "address_not_allowed")
         self._used[stored.id] = datetime.fromtimestamp(now, UTC)
-        return _of_stored(stored, expires_at=until)
+        until = _earlier(_unix(stored.expires_at), end)
+        return replace(_of_stored(stored, expires_at=until), secret_sha256=sent)
 
     # --- tokens ---------------------------------------------------------------------------------
 
     async def _of_token(self, credential: str) -> Principal:
         claims = await self._claims(credential)
+        await self.memory.current()  # again: an identity provider may have taken its time
         if isinstance(claims, ForeignClaims):
             found = await self._of_foreign(claims)
         elif claims.key_id is not None:
@@ -137,7 +138,7 @@ class Authenticator:
 
     async def _of_user(self, claims: Claims) -> Principal:
         user = await self.memory.user(claims.user) if claims.user else None
-        if user is None or claims.issued_at < int(user.changed_at.timestamp()):
+        if user is None or claims.issued_at <= int(user.changed_at.timestamp()):
             raise NotAuthenticated
         return Principal(
             scopes=claims.scopes, token_id=claims.id, user=user.email, expires_at=claims.expires_at
@@ -191,6 +192,17 @@ def _holding(stored: StoredKey | None, now: float) -> StoredKey:
     if stored.expires_at is not None and now >= stored.expires_at.timestamp():
         raise NotAuthenticated
     return stored
+
+
+def _end_of_secret(stored: StoredKey, sent: bytes) -> float | None:
+    """Until when the secret of that hash holds: None for no end. Raises NotAuthenticated for a wrong one."""
+    current = keys.same(sent, stored.secret_sha256)
+    previous = keys.same(sent, stored.previous_sha256 or _NO_SECRET_SHA256)
+    if current:
+        return None
+    if not previous or stored.previous_until is None:
+        raise NotAuthenticated
+    return stored.previous_until.timestamp()
 
 
 def _of_stored(stored: StoredKey, *, expires_at: float | None) -> Principal:

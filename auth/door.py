@@ -7,6 +7,8 @@ also from there. Counted for each worker by itself, in bounded memory.
 
 from __future__ import annotations
 
+import ipaddress
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -19,8 +21,21 @@ _WINDOW_SECONDS = 60.0
 _ADDRESSES = 10_000
 
 
+def household(address: str) -> str:
+    """What counts as one caller: an IPv4 address, or the /64 that an IPv6 customer gets; else the text."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return address
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((int(ip), 64), strict=False))
+
+
 class Door:
-    """Counts failures by address."""
+    """Counts failures by household."""
 
     def __init__(self, clock: Clock, *, limit: int = 100) -> None:
         self._clock = clock
@@ -29,7 +44,7 @@ class Door:
 
     def failed(self, address: str) -> None:
         """A credential from there did not hold."""
-        now = self._clock.monotonic()
+        now, address = self._clock.monotonic(), household(address)
         since, count = self._failures.get(address, (now, 0))
         if now - since >= _WINDOW_SECONDS:
             since, count = now, 0
@@ -40,7 +55,7 @@ class Door:
 
     def open_for(self, address: str) -> None:
         """Whether something may be looked up for that address. Raises TooManyFailures."""
-        since, count = self._failures.get(address, (0.0, 0))
+        since, count = self._failures.get(household(address), (0.0, 0))
         left = since + _WINDOW_SECONDS - self._clock.monotonic()
         if count >= self._limit and left > 0:
-            raise TooManyFailures(int(left) + 1)
+            raise TooManyFailures(math.ceil(left))

@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from auth.principal import StoredKey, StoredTenant, StoredUser
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
 
     from auth.principal import Change
 
 KINDS = frozenset({"key", "tenant", "token", "user"})
 """What may be remembered; the feed has other entries too."""
 
-OVERLAP = 50
-"""How many rows of the feed are read again: a transaction may commit after one with a higher number."""
+LATEST = 50
+"""How many entries of the feed are read at first."""
+
+GAP_SECONDS = 60.0
+"""How long a missing number is looked for: its transaction may commit after one with a higher number."""
+
+_MAX_GAPS = 1000
 
 REVOKED_SECONDS = 26 * 3600.0
 """How long a revoked token is remembered: longer than any token that is accepted may live."""
@@ -48,8 +53,11 @@ class CredentialStore(Protocol):
         """The names (`token_name`) of all tokens revoked within REVOKED_SECONDS."""
         ...
 
-    async def changes(self, after: int | None) -> list[Change]:
-        """The feed behind number `after`, oldest first; None: its last OVERLAP rows."""
+    async def changes(self, after: int | None, gaps: Sequence[int] = ()) -> list[Change]:
+        """The feed behind number `after`, and what has come to stand at `gaps`, by number.
+
+        None: the last LATEST entries.
+        """
         ...
 
 
@@ -100,15 +108,20 @@ class Memory:
         self._under_way: dict[Hashable, asyncio.Future[Any]] = {}
         self._revoked: dict[str, float] = {}
         self._position: int | None = None
-        self._seen: set[int] = set()
+        self._gaps: dict[int, float] = {}
         self._read_at = float("-inf")
         self._news: set[tuple[str, str]] = set()
 
     # --- looking up -----------------------------------------------------------------------------
 
-    async def key(self, key_id: str) -> StoredKey | None:
-        """The key with that id."""
-        found = await self._recall("key", key_id, self._store.find_key)
+    async def key(
+        self, key_id: str, *, asker: str = "", guard: Callable[[], None] | None = None
+    ) -> StoredKey | None:
+        """The key with that id.
+
+        Before anything is looked up `guard` is asked, which raises where `asker` gets no look-ups.
+        """
+        found = await self._recall("key", key_id, self._store.find_key, asker, guard)
         return found if isinstance(found, StoredKey) else None
 
     async def tenant(self, name: str) -> StoredTenant | None:
@@ -125,12 +138,14 @@ class Memory:
         """Whether that token was revoked. Ask after `current`."""
         return token_name(tenant_id, token_id) in self._revoked
 
-    def remembers(self, kind: str, name: str) -> bool:
-        """Whether a look-up would do no I/O."""
-        now, known = self._clock.monotonic(), self._known.get((kind, name))
-        return known is not None and now - known.at < self._max_age_seconds
-
-    async def _recall(self, kind: str, name: str, load: Callable[[str], Awaitable[Any]]) -> Any:
+    async def _recall(
+        self,
+        kind: str,
+        name: str,
+        load: Callable[[str], Awaitable[Any]],
+        asker: str = "",
+        guard: Callable[[], None] | None = None,
+    ) -> Any:
         await self.current()
         now, place = self._clock.monotonic(), (kind, name)
         entry = self._known.get(place)
@@ -143,12 +158,14 @@ class Memory:
 
         async def look() -> Any:
             async with self._loading:
+                if guard is not None:  # here, because many may have waited for their turn
+                    guard()
                 found = await load(name)
             if version == self.version:  # else it may be older than the change that was noticed meanwhile
                 self._keep(place, found)
             return found
 
-        return await self._once((place, version), look)
+        return await self._once((place, version, asker), look)
 
     def _keep(self, place: tuple[str, str], found: Any) -> None:
         now = self._clock.monotonic()
@@ -161,23 +178,33 @@ class Memory:
 
     async def current(self) -> None:
         """Make sure that the feed was read less than `trust_seconds` ago. Raises what the store raises."""
-        if self._clock.monotonic() - self._read_at >= self._trust_seconds:
+        oldest = self._clock.monotonic() - self._trust_seconds
+        while self._read_at <= oldest:  # again, where it joined a reading that had begun too long ago
             await self._once("feed", self.refresh)
 
     async def refresh(self) -> None:
         """Read the feed now, and forget what has changed."""
         started, after = self._clock.monotonic(), self._position
-        changes = await self._store.changes(None if after is None else after - OVERLAP)
+        self._gaps = {seq: at for seq, at in self._gaps.items() if started - at < GAP_SECONDS}
+        changes = await self._store.changes(after, list(self._gaps))
         if after is None:  # behind the feed's reading, so that nothing falls between the two
-            self._revoked |= dict.fromkeys(await self._store.revoked_tokens(), started)
+            revoked = await self._store.revoked_tokens()
+            self._revoked |= dict.fromkeys(revoked, started)
         for change in changes:
-            if change.seq not in self._seen:
-                self._seen.add(change.seq)
-                if change.kind in KINDS:
-                    self._forget(change, started)
-        self._position = max([self._position or 0, *(change.seq for change in changes)])
-        self._seen = {seq for seq in self._seen if seq > self._position - OVERLAP}
+            if self._is_new(change.seq, started) and change.kind in KINDS:
+                self._forget(change, started)
+        self._position = self._position or 0  # of a feed without entries
         self._read_at = max(self._read_at, started)
+
+    def _is_new(self, seq: int, now: float) -> bool:
+        """Move on in the feed, and note the numbers that are left out. False for what was there before."""
+        if self._position is None:
+            self._position = seq - 1
+        if seq <= self._position:
+            return self._gaps.pop(seq, None) is not None
+        self._gaps |= dict.fromkeys(range(max(self._position + 1, seq - _MAX_GAPS), seq), now)
+        self._position = seq
+        return True
 
     def take_news(self) -> set[tuple[str, str]]:
         """What has changed, as kind and id, since this was last asked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,7 +40,8 @@ class Principal:
     `tenant_id` is None for an admin who signed in, `key_id` for one and for a token of the company's own
     identity provider; `user` is set for an admin alone. `models` are patterns, None for all. `expires_at`
     is UTC seconds: what runs then is cut. `allowance` is how many tokens a bought token may use in all.
-    `as_of` is how much of the accounts' change feed was known when this was decided.
+    `as_of` is how much of the accounts' change feed was known when this was decided. `secret_sha256` is of
+    the secret that was sent, where it was a key itself.
     """
 
     scopes: frozenset[Scope]
@@ -55,6 +56,7 @@ class Principal:
     allowance: int | None = None
     expires_at: float | None = None
     as_of: int = 0
+    secret_sha256: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:

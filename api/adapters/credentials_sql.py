@@ -12,10 +12,12 @@ from sqlalchemy import or_, select
 
 from api.adapters.accounts_sql import Book
 from api.adapters.tables_sql import api_keys, audit_log, revoked_tokens, tenants, users
-from auth.memory import OVERLAP, REVOKED_SECONDS, token_name
+from auth.memory import LATEST, REVOKED_SECONDS, token_name
 from auth.principal import Change, Scope, StoredKey, StoredTenant, StoredUser
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import RowMapping
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -61,13 +63,18 @@ class SqlCredentials:
             rows = (await connection.execute(query)).mappings()
             return [token_name(row["tenant_id"], row["token_id"]) for row in rows]
 
-    async def changes(self, after: int | None) -> list[Change]:
-        """The feed behind number `after`, oldest first; None: its last OVERLAP rows."""
+    async def changes(self, after: int | None, gaps: Sequence[int] = ()) -> list[Change]:
+        """The feed behind number `after`, and what has come to stand at `gaps`, by number.
+
+        None: the last LATEST entries.
+        """
         query = select(audit_log.c.id, audit_log.c.kind, audit_log.c.target)
         if after is None:
-            query = query.order_by(audit_log.c.id.desc()).limit(OVERLAP)
+            query = query.order_by(audit_log.c.id.desc()).limit(LATEST)
         else:
-            query = query.where(audit_log.c.id > after).order_by(audit_log.c.id)
+            wanted = audit_log.c.id > after
+            wanted = or_(wanted, audit_log.c.id.in_(gaps)) if gaps else wanted
+            query = query.where(wanted).order_by(audit_log.c.id)
         async with self._book.reading() as connection:
             rows = (await connection.execute(query)).all()
         changes = [Change(*row) for row in rows]

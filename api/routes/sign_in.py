@@ -65,8 +65,9 @@ def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
         await gate.accounts.note("ok" if good else "refused", "login", asked.email.casefold(), by=by)
         if user is None or not good:
             raise NotAuthenticated("Wrong e-mail address or password.")
+        changed = int(user.changed_at.timestamp())  # a token of the same second could be from before it
         token = signer.sign(
-            now=gate.clock.unix(),
+            now=max(gate.clock.unix(), changed + 1),
             ttl_seconds=ADMIN_TOKEN_SECONDS,
             scopes=frozenset({Scope.ADMIN}),
             user=user.email,

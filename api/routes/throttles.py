@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from slowapi import Limiter
 
 from auth.dependencies import address_of
+from auth.door import household
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +26,15 @@ def throttle(storage_url: str) -> Limiter:
     if storage_url.startswith("redis"):
         options = {"socket_timeout": 0.25, "socket_connect_timeout": 0.25}
     return Limiter(
-        key_func=address_of,
+        key_func=_household_of,
         storage_uri=storage_url,
         in_memory_fallback_enabled=True,
         storage_options=options,
     )
+
+
+def _household_of(request: Request) -> str:
+    return household(address_of(request))
 
 
 def _account_of(request: Request) -> str:
@@ -39,7 +44,7 @@ def _account_of(request: Request) -> str:
 
 def by_address(limiter: Limiter, rate: str, name: str) -> Any:
     """At most `rate` ("10/minute") calls from one address; `name` is the counter's."""
-    return Depends(_limited(limiter, rate, f"{name}_address", address_of))
+    return Depends(_limited(limiter, rate, f"{name}_address", _household_of))
 
 
 def by_account(limiter: Limiter, rate: str, name: str, account: Callable[..., Any]) -> Any:

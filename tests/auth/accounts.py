@@ -12,14 +12,14 @@ from auth import keys
 from auth.authenticator import Authenticator
 from auth.door import Door
 from auth.issuers import ForeignClaims
-from auth.memory import OVERLAP, Memory
+from auth.memory import LATEST, Memory
 from auth.principal import TENANT_SCOPES, Change, NotAuthenticated, Scope, StoredKey, StoredTenant, StoredUser
 from auth.tokens import TokenSigner
 from tests.auth.support import NOW, SECRET, HandClock
 from tests.support.openid import base64url, compact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from auth.jws import Peeked
     from auth.principal import Principal
@@ -82,9 +82,11 @@ class HandStore:
     async def revoked_tokens(self) -> list[str]:
         return await self._answer("revoked", None, list(self.revoked))
 
-    async def changes(self, after: int | None) -> list[Change]:
+    async def changes(self, after: int | None, gaps: Sequence[int] = ()) -> list[Change]:
         feed = sorted(self.feed)
-        found = feed[-OVERLAP:] if after is None else [change for change in feed if change.seq > after]
+        found = feed[-LATEST:]
+        if after is not None:
+            found = [change for change in feed if change.seq > after or change.seq in gaps]
         return await self._answer("feed", after, found)
 
     async def _answer(self, kind: str, name: Any, found: Any) -> Any:
@@ -137,7 +139,7 @@ class HandStore:
         self.keys[key.id] = StoredKey(key.id, self.tenants[tenant_id], key.sha256, **values)
         return key
 
-    def add_user(self, email: str = "ann@gate", changed_at: float = 0.0) -> None:
+    def add_user(self, email: str = "ann@gate", changed_at: float = -1.0) -> None:
         self.users[email] = StoredUser(email, "hash", at(changed_at))
 
     def change_key(self, key: keys.ApiKey, **changes: Any) -> None:

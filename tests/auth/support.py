@@ -1,22 +1,17 @@
-"""A clock turned by hand, a store of keys that counts, and tokens made without the code under test."""
+"""A clock turned by hand, tokens made without the code under test, and a gate that reads tokens alone."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from auth import jws, keys
+from auth import jws
 from auth.issuers import IssuerConfig, Issuers
-from auth.principal import TENANT_SCOPES, Scope, StoredKey
 from auth.tokens import ISSUER, TokenSigner
 from tests.support.openid import AUDIENCE, base64url, compact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from auth.issuers import ForeignClaims
     from auth.tokens import Claims
     from tests.support.openid import KeyRing
@@ -36,41 +31,6 @@ class HandClock:
 
     def monotonic(self) -> float:
         return 100 + self.seconds
-
-
-class CountingStore:
-    """Keys in a dict. `calls` are the ids asked for; `before_answer` runs while a read is under way."""
-
-    def __init__(self) -> None:
-        self.keys: dict[str, StoredKey] = {}
-        self.calls: list[str] = []
-        self.before_answer: Callable[[], None] = lambda: None
-
-    async def find_key(self, key_id: str) -> StoredKey | None:
-        self.calls.append(key_id)
-        found = self.keys.get(key_id)
-        self.before_answer()
-        return found
-
-    def add(self, scopes: frozenset[Scope] = TENANT_SCOPES, tenant_id: str = "tn_1") -> keys.ApiKey:
-        """A new key; the store knows its hash alone."""
-        key = keys.mint()
-        self.keys[key.id] = StoredKey(
-            id=key.id,
-            tenant_id=tenant_id,
-            secret_sha256=key.sha256,
-            scopes=scopes,
-            revoked_at=None,
-            tenant_active=True,
-            max_streams=20,
-        )
-        return key
-
-    def change(self, key: keys.ApiKey, **changes: Any) -> None:
-        self.keys[key.id] = replace(self.keys[key.id], **changes)
-
-    def revoke(self, key: keys.ApiKey) -> None:
-        self.change(key, revoked_at=datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def kid_of(secret: str) -> str:

@@ -158,7 +158,8 @@ async def test_every_refusal_reads_the_same(bench):
     credentials += [bench.token(key_id=key.id)[:-5], bench.token(user="nobody@gate", scopes=ADMIN)]
     credentials += [forge(claims(user=None)), "a.b.c", "\udc80", "sg_\udc80"]
     foreign = bench.issuers.issue(FOREIGN)  # of a tenant that is not known
-    assert {await refused(bench, text) for text in [*credentials, foreign]} == {str(NotAuthenticated())}
+    texts = {await refused(bench, text) for text in [*credentials, foreign]}
+    assert texts == {"Incorrect API key or token provided."}
 
 
 async def test_what_is_no_key_costs_no_lookup(bench):
@@ -184,7 +185,7 @@ async def test_two_hashes_are_compared_whatever_is_stored(bench, monkeypatch, na
     }
     bench.store.change_key(key, **changes.get(name, {}))
     compared = []
-    monkeypatch.setattr(keys, "same", lambda one, other: compared.append(other) or one.sha256 == other)
+    monkeypatch.setattr(keys, "same", lambda one, other: compared.append(other) or one == other)
     if name in {"current", "in grace"}:
         await bench.ask(key)
     else:
@@ -237,9 +238,11 @@ async def test_an_admins_token_is_the_admins_principal(bench):
     assert [call for call in bench.store.calls if call[0] in {"key", "tenant"}] == []
 
 
-@pytest.mark.parametrize(("issued", "changed", "holds"), [(10, 9, True), (10, 10, True), (10, 11, False)])
+@pytest.mark.parametrize(
+    ("issued", "changed", "holds"), [(10.1, 9.9, True), (10.1, 10.9, False), (10, 11, False)]
+)
 async def test_a_new_password_ends_the_tokens_from_before(bench, issued, changed, holds):
-    """Times in tokens are whole seconds; what was issued behind the change holds from the start."""
+    """Times in tokens are whole seconds: one of the same second may be from before, and is refused."""
     bench.store.add_user()
     bench.clock.seconds = issued
     token = bench.token(user="ann@gate", scopes=ADMIN)

@@ -261,10 +261,10 @@ async def test_a_cancelled_follower_leaves_the_lookup_alone(bench):
     assert bench.store.count("key") == 1
 
 
-@pytest.mark.parametrize("loads", [1, 4])
-async def test_so_many_lookups_at_one_time_and_no_more(loads):
+@pytest.mark.parametrize(("given", "loads"), [({}, 4), ({"loads": 1}, 1), ({"loads": 7}, 7)])
+async def test_so_many_lookups_at_one_time_and_no_more(given, loads):
     """A flood of invented ids does not take all connections; each of them is answered in its turn."""
-    bench = bench_of_places(loads=loads)
+    bench = bench_of_places(**given)
     await bench.memory.current()
     answer = bench.store.hold("key", 20)
     tasks = [task for number in range(20) for task in start(bench, ("key", f"x{number}"))]

@@ -287,6 +287,29 @@ async def test_a_token_without_an_id_is_named_by_what_was_signed():
     assert other.token_id != name
 
 
+@pytest.mark.parametrize(
+    "claims_and_alg", [({}, "RS256"), ({}, "HS256"), ({"iss": "https://nobody.example"}, "ES256")]
+)
+async def test_what_is_refused_anyhow_fetches_nothing(claims_and_alg):
+    """An algorithm that is not pinned and an issuer that is not known: no key is looked for."""
+    claims, alg = claims_and_alg
+    gate = trusting()
+    with pytest.raises(NotAuthenticated):
+        await gate.admit(ACME.sign(ACME.claims(NOW, **claims), alg=alg))
+    assert gate.asked == []
+
+
+async def test_the_issuer_is_the_one_that_was_signed():
+    """Two issuers with one key (two realms of a provider): what was peeked at elsewhere changes nothing."""
+    realm = KeyRing("https://realm.example", "ES256")
+    realm.keys = ACME.keys
+    gate = TokenGate({URL: ACME, "https://realm.example/keys": realm})
+    token = ACME.sign(realm.claims(NOW))
+    assert (await gate.admit(token)).issuer == realm.issuer
+    with pytest.raises(NotAuthenticated):
+        await gate.issuers.read(token, jws.peek(ACME.sign(ACME.claims(NOW))))
+
+
 async def test_issuers_do_not_mix():
     """Three providers whose keys bear the same name: each opens its own door alone."""
     rings = [KeyRing(f"https://{name}.example", "ES256") for name in ("a", "b", "c")]

@@ -67,10 +67,12 @@ def test_an_unknown_account_is_really_checked(monkeypatch):
 
 
 def test_passwords_are_unicode():
-    """Not only ASCII, and not shortened."""
-    stored = hash_password("пароль-密碼-🔑" * 20)
-    assert verify_password("пароль-密碼-🔑" * 20, stored)
-    assert not verify_password("пароль-密碼-🔑" * 19, stored)
+    """Not only ASCII, not shortened, and as they were typed."""
+    password = " Пароль-密碼-🔑" * 20
+    stored = hash_password(password)
+    assert verify_password(password, stored)
+    for wrong in (password[:-1], password.strip(), password.lower()):
+        assert not verify_password(wrong, stored)
 
 
 def test_one_comparison_whoever_asks(stored, monkeypatch):

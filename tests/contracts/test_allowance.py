@@ -110,10 +110,12 @@ async def test_many_at_once_never_get_more_than_the_total(limiter) -> None:
 
 
 @pytest.mark.parametrize("used", [0, 1, 59, 60])
-async def test_giving_back_charges_what_was_used_and_returns_the_rest(limiter, used) -> None:
-    """A stream that ends early leaves the others what it did not use."""
+async def test_giving_back_charges_what_was_used_and_returns_the_rest(limiter, client, used) -> None:
+    """A stream that ends early leaves the others what it did not use, and of itself nothing."""
     permit = await reserve(limiter, "p", 10, 60)
     await limiter.release(permit, used_tokens=used)
+    (name,) = await client.keys("*")
+    assert await client.hvals(name) == [b"%d" % used]
     assert await granted(limiter, "q", 1, 1000) == 100 - used
 
 

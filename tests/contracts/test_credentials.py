@@ -18,6 +18,16 @@ from tests.contracts.helpers import BY, START, Clock, key, tenant
 from tests.contracts.walks import CHANGES, populated
 
 NOBODY = "0" * 12
+ENTRY = {
+    "at": START,
+    "actor": "user:slow",
+    "address": "",
+    "request_id": "",
+    "action": "key.revoke",
+    "kind": "key",
+    "target": "late",
+    "details": {},
+}
 
 
 # --- keys -------------------------------------------------------------------------------------------
@@ -193,6 +203,16 @@ async def test_the_feed_is_told_in_order_and_from_where_one_left_off(accounts, c
     assert await credentials.changes(told[0].seq - OVERLAP - 1) == told
 
 
+async def test_the_feed_is_told_by_number_however_it_lies_on_the_disk(credentials, witness) -> None:
+    """Numbers are given out before rows are written, so rows may lie in any order; they are told in one."""
+    numbers = [1_000_030, 1_000_010, 1_000_040, 1_000_020]
+    async with witness.begin() as connection:
+        for number in numbers:
+            await connection.execute(insert(audit_log).values(ENTRY | {"id": number}))
+    assert [change.seq for change in await credentials.changes(1_000_000)] == sorted(numbers)
+    assert [change.seq for change in await credentials.changes(None)] == sorted(numbers)
+
+
 async def test_whoever_starts_is_told_the_last_rows_of_the_feed(accounts, credentials) -> None:
     """As many as are always read again, the newest, oldest first, however long the log is."""
     for n in range(OVERLAP + 5):
@@ -204,23 +224,13 @@ async def test_whoever_starts_is_told_the_last_rows_of_the_feed(accounts, creden
 @pytest.mark.parametrize("kind", ["postgresql"])
 async def test_a_change_that_commits_late_is_told_all_the_same(accounts, credentials, witness) -> None:
     """P9: a transaction that got its number first and commits last is behind nobody's back: OVERLAP."""
-    row = {
-        "at": START,
-        "actor": "user:slow",
-        "address": "",
-        "request_id": "",
-        "action": "key.revoke",
-        "kind": "key",
-        "target": "late",
-        "details": {},
-    }
     await tenant(accounts)
     memory = Memory(credentials, Clock())
     await memory.refresh()
     memory.take_news()
     async with witness.connect() as slow:
         await slow.begin()
-        await slow.execute(insert(audit_log).values(row))
+        await slow.execute(insert(audit_log).values(ENTRY))
         early = [(await tenant(accounts)).id for _ in range(OVERLAP - 2)]
         told = await credentials.changes(None)
         assert [change.id for change in told][-len(early) :] == early

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from api.adapters.database_sql import open_engine
+from api.adapters.database_sql import database_url, open_engine
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import in_flight, usage_events
 from api.ports import Checkpoint, LedgerUnavailable
@@ -221,7 +222,7 @@ async def test_a_database_that_says_nothing_is_away(proxied) -> None:
 async def test_nobody_waits_for_a_database_that_says_nothing(proxied) -> None:
     """/readyz, and whoever asks for what is spent, get an answer though the network swallows everything."""
     _, detour, proxy = proxied
-    engine = open_engine(detour)
+    engine = create_async_engine(database_url(detour))  # whose driver would wait for a minute
     ledger = SqlLedger(engine)
     await bounded(ledger.ping())
     proxy.mute = True

@@ -14,6 +14,7 @@ import psutil
 
 from api.adapters.database_sql import open_engine
 from api.adapters.ledger_sql import SqlLedger
+from tests.contracts.helpers import eventually
 from tests.support.wire import WireClient, data_lines
 
 if TYPE_CHECKING:
@@ -185,6 +186,4 @@ async def last_event(client: WireClient) -> Any:
 
 async def until(holds: Callable[[], bool]) -> None:
     """Ask, in a thread, until it is so."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not await asyncio.to_thread(holds):
-            pass
+    await eventually(lambda: asyncio.to_thread(holds))
