@@ -139,7 +139,7 @@ class ForeignClaims:
     scopes: frozenset[Scope]
     end_user: str | None
     token_id: str
-    issued_at: int | None
+    issued_at: int
     expires_at: int
 
 
@@ -284,22 +284,21 @@ def _check_audience(audience: object, config: IssuerConfig) -> None:
         raise ValueError("for somebody else")
 
 
-def _check_times(claims: dict[str, Any], config: IssuerConfig, now: float) -> tuple[int, int | None]:
+def _check_times(claims: dict[str, Any], config: IssuerConfig, now: float) -> tuple[int, int]:
     """When it stops being accepted and when it was issued, in whole UTC seconds (RFC 7519, 4.1.4 to 4.1.6).
 
-    The longest life counts from now and, where it is known, from the issue: a token that lives longer would
-    else be refused today and accepted on its last day, when a revocation of it is long forgotten.
+    `iat` must be there, as OpenID Connect (Core, 2) and RFC 9068 (2.2) have it: the longest life counts from it.
+    A token that lives longer would else be refused today and accepted on its last day, when a revocation of it
+    is long forgotten.
     """
     skew, expires_at = config.clock_skew_seconds, _seconds(claims.get("exp"))
-    issued_at = _seconds(claims["iat"]) if "iat" in claims else None
+    issued_at = _seconds(claims.get("iat"))
     not_before = _seconds(claims["nbf"]) if "nbf" in claims else 0
-    if now >= expires_at + skew or now + skew < not_before or now + skew < (issued_at or 0):
+    if now >= expires_at + skew or now + skew < not_before or now + skew < issued_at:
         raise ValueError("not now")
-    if expires_at > now + config.max_lifetime_seconds + skew:
+    if expires_at > issued_at + config.max_lifetime_seconds:
         raise ValueError("for too long")
-    if issued_at is not None and expires_at > issued_at + config.max_lifetime_seconds:
-        raise ValueError("for too long")
-    return math.ceil(expires_at + skew), None if issued_at is None else int(issued_at)
+    return math.ceil(expires_at + skew), int(issued_at)
 
 
 def _seconds(value: object) -> float:

@@ -28,7 +28,7 @@ from auth.principal import TENANT_SCOPES, Scope, StoredKey, StoredTenant
 from auth.tokens import TokenSigner
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from auth.principal import Change, StoredUser
 
@@ -74,7 +74,7 @@ class Store:
         """None."""
         return []
 
-    async def changes(self, _after: int | None) -> list[Change]:
+    async def changes(self, _after: int | None, _gaps: Sequence[int] = ()) -> list[Change]:
         """None."""
         return []
 

@@ -200,8 +200,9 @@ HOSTILE: dict[str, str | Callable[[str], str]] = {
     "exp, 400 digits": rsa(exp=10**400),
     "exp, 5000 digits": rsa_raw("exp", "9" * 5000),
     "exp, beyond the skew": rsa(iat=NOW - 600, exp=NOW - 60),
-    "exp, too far ahead": rsa(iat=None, exp=NOW + 86_400 + 61),
-    "exp, milliseconds": rsa(iat=None, exp=(NOW + 600) * 1000),
+    "no iat": rsa(iat=None),
+    "exp, too far ahead": rsa(exp=NOW + 86_400 + 61),
+    "exp, milliseconds": rsa(exp=(NOW + 600) * 1000),
     "a long life on its last day": rsa(iat=NOW - 86_400, exp=NOW + 600),
     **{
         f"{name} is {value}": rsa_raw(name, str(value))

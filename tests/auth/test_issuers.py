@@ -210,7 +210,6 @@ MAPPINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "admin with a tenant": ({"scope": "admin"}, {"grants": ["admin"]}, {"tenant": "acme"}),
     "audience of several": ({"aud": ["other", AUDIENCE]}, {}, {}),
     "one of our audiences": ({"aud": "b"}, {"audience": ["a", "b"]}, {}),
-    "not issued at any time": ({"iat": None}, {}, {"issued_at": None}),
     "ends within a second": ({"exp": NOW + 1.5}, {}, {"expires_at": NOW + 62}),
     "issued within a second": ({"iat": NOW - 0.5}, {}, {"issued_at": NOW - 1}),
     "ended within the skew": ({"exp": NOW - 59}, {}, {"expires_at": NOW + 1}),
@@ -241,7 +240,7 @@ NARROW: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "begins without a skew": ({"nbf": NOW + 1}, {"clock_skew_seconds": 0}),
     "issued without a skew": ({"iat": NOW + 1}, {"clock_skew_seconds": 0}),
     "a longer life than is allowed": ({"exp": NOW + 601}, {"max_lifetime_seconds": 600}),
-    "a longer life, issued at no time": ({"exp": NOW + 661, "iat": None}, {"max_lifetime_seconds": 600}),
+    "not issued at any time": ({"iat": None}, {}),
     "another audience": ({}, {"audience": ["a", "b"]}),
     "an algorithm that is not pinned": ({}, {"algorithms": ["RS256"]}),
 }  # fmt: skip
