@@ -287,9 +287,8 @@ def _check_audience(audience: object, config: IssuerConfig) -> None:
 def _check_times(claims: dict[str, Any], config: IssuerConfig, now: float) -> tuple[int, int]:
     """When it stops being accepted and when it was issued, in whole UTC seconds (RFC 7519, 4.1.4 to 4.1.6).
 
-    `iat` must be there, as OpenID Connect (Core, 2) and RFC 9068 (2.2) have it: the longest life counts from it.
-    A token that lives longer would else be refused today and accepted on its last day, when a revocation of it
-    is long forgotten.
+    `iat` must be there (OpenID Connect Core, 2; RFC 9068, 2.2), because the longest life counts from it: a
+    token that lives longer would be accepted on its last day, when a revocation of it is long forgotten.
     """
     skew, expires_at = config.clock_skew_seconds, _seconds(claims.get("exp"))
     issued_at = _seconds(claims.get("iat"))

@@ -34,7 +34,6 @@ from tests.contracts.walks import (
     READS,
     SILENT,
     VIEWS,
-    World,
     methods,
     populated,
 )
@@ -282,8 +281,3 @@ async def test_writers_at_the_same_time_all_get_their_entry(accounts, witness) -
     async with witness.connect() as connection:
         count = select(func.count()).select_from(metadata.tables["audit_log"])
         assert (await connection.execute(count)).scalar_one() == 30
-
-
-def test_a_world_of_nobody_is_of_nobody() -> None:
-    """The default of the walks' tables is an id that no tenant and no key can have."""
-    assert keys.parse(f"sg_{World.key_id}_{'0' * 49}") is None

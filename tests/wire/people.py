@@ -62,13 +62,13 @@ def buy(gate: GateProcess, key: str, **asked: Any) -> tuple[str, str]:
     return token["access_token"], token["id"]
 
 
-def plain(model: str = SHORT, prompt: str = "hi") -> dict[str, Any]:
+def plain(model: str = SHORT, **fields: Any) -> dict[str, Any]:
     """The body of a plain stream."""
-    return {"prompt": prompt, "model": model}
+    return {"prompt": "hi", "model": model} | fields
 
 
 def chat(gate: GateProcess, token: str, model: str = SHORT, **options: Any) -> httpx2.Response:
-    """A plain stream, read to its end."""
+    """A plain stream of a few tokens, read to its end."""
     return gate.http("POST", "/chat/stream", token, json=plain(model), **options)
 
 
