@@ -8,6 +8,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
+from fastapi import Path
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.schema import PRINTABLE, ModelName, Name
@@ -70,6 +71,9 @@ def _not_none(value: Any) -> Any:
     return value
 
 
+TenantId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
+KeyId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
+TokenId = Annotated[str, Path(max_length=128, pattern=PRINTABLE)]
 Streams = Annotated[int, Field(ge=1, le=1_000_000)]
 TimeZone = Annotated[str, Field(max_length=64), AfterValidator(_zone)]
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]

@@ -187,6 +187,8 @@ class Memory:
         started, after = self._clock.monotonic(), self._position
         self._gaps = {seq: at for seq, at in self._gaps.items() if started - at < GAP_SECONDS}
         changes = await self._store.changes(after, list(self._gaps))
+        if self._position is None and len(changes) < LATEST:
+            self._position = 0  # that is all of the feed: any number that is missing may still come
         if after is None:  # behind the feed's reading, so that nothing falls between the two
             revoked = await self._store.revoked_tokens()
             self._revoked |= dict.fromkeys(revoked, started)

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from api.accounts import AuditEntry, ExternalIdTaken, NoSuchTenant, Tenant
 from api.adapters.database_sql import WRITES
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
 
-    from sqlalchemy import RowMapping
+    from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from api.accounts import Actor, TenantFields
@@ -55,13 +56,15 @@ class Book:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction. Raises AccountsUnavailable, and IntegrityError for the caller to name."""
+        """A transaction. Raises AccountsUnavailable; and IntegrityError, which is for the caller to name."""
         try:
             async with self._engine.connect() as connection:
                 await connection.execution_options(**WRITES)
                 async with connection.begin():
                     yield connection
-        except (OperationalError, InterfaceError, OSError, TimeoutError) as error:
+        except IntegrityError:
+            raise
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
             raise AccountsUnavailable(type(error).__name__) from error
 
     async def note(
@@ -114,7 +117,9 @@ class SqlAccounts:
                     connection, "tenant.create", tenant_id, by=by, tenant_id=tenant_id, **values
                 )
         except IntegrityError:
-            raise ExternalIdTaken(str(fields.external_id)) from None
+            if fields.external_id is None:
+                raise
+            raise ExternalIdTaken(fields.external_id) from None
         return Tenant(**values, id=tenant_id, state="active", created_at=now)
 
     async def tenants(self, *, deleted: bool = False) -> list[Tenant]:
@@ -136,10 +141,13 @@ class SqlAccounts:
 
     async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any], *, by: Actor) -> Tenant:
         """Set some of TenantFields. Raises NoSuchTenant, ExternalIdTaken."""
+        external_id = changes.get("external_id")
         try:
             return await self._set(tenant_id, "tenant.change", dict(changes), by=by, **changes)
         except IntegrityError:
-            raise ExternalIdTaken(str(changes.get("external_id"))) from None
+            if external_id is None:
+                raise
+            raise ExternalIdTaken(external_id) from None
 
     async def suspend(self, tenant_id: str, *, by: Actor) -> Tenant:
         """Nobody of the tenant gets in any more. Raises NoSuchTenant."""
@@ -157,20 +165,17 @@ class SqlAccounts:
     async def _set(
         self, tenant_id: str, action: str, values: dict[str, Any], *, by: Actor, **details: Any
     ) -> Tenant:
-        here = (tenants.c.id == tenant_id, tenants.c.deleted_at.is_(None))
+        query = select(tenants).where(tenants.c.id == tenant_id, tenants.c.deleted_at.is_(None))
         async with self._book.writing() as connection:
-            if values:
-                await connection.execute(update(tenants).where(*here).values(values))
-            if "deleted_at" in values:
-                theirs = (api_keys.c.tenant_id == tenant_id, api_keys.c.revoked_at.is_(None))
-                revoked = update(api_keys).where(*theirs).values(revoked_at=values["deleted_at"])
-                await connection.execute(revoked)
-            query = select(tenants).where(tenants.c.id == tenant_id)
-            row = (await connection.execute(query)).mappings().one_or_none()
-            if row is None or (row["deleted_at"] is not None and "deleted_at" not in values):
+            row = (await connection.execute(query.with_for_update())).mappings().one_or_none()
+            if row is None:
                 raise NoSuchTenant(tenant_id)
-            await self._book.note(connection, action, tenant_id, by=by, tenant_id=tenant_id, **details)
-        return _tenant(row)
+            if values:
+                await connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(values))
+                await self._book.note(connection, action, tenant_id, by=by, tenant_id=tenant_id, **details)
+            if "deleted_at" in values:
+                await _revoke_all(connection, tenant_id, values["deleted_at"])
+        return _tenant({**row, **values})
 
     # --- tokens and admins ----------------------------------------------------------------------
 
@@ -178,10 +183,8 @@ class SqlAccounts:
         """Revoke a token of that tenant (None: of an admin), whether or not there is one."""
         tenant = tenant_id or ""
         row = {"tenant_id": tenant, "token_id": token_id, "revoked_at": self._book.clock.now()}
-        mine = (revoked_tokens.c.tenant_id == tenant, revoked_tokens.c.token_id == token_id)
         async with self._book.writing() as connection:
-            await connection.execute(delete(revoked_tokens).where(*mine))
-            await connection.execute(insert(revoked_tokens).values(row))
+            await _put(connection, revoked_tokens, row)
             name = token_name(tenant_id, token_id)
             await self._book.note(connection, "token.revoke", name, by=by, tenant_id=tenant_id)
 
@@ -193,11 +196,9 @@ class SqlAccounts:
     async def put_admin(self, email: str, password_hash: str, *, by: Actor) -> None:
         """Create an admin, or change the password."""
         email = email.casefold()
-        values = {"password_hash": password_hash, "changed_at": self._book.clock.now()}
+        row = {"email": email, "password_hash": password_hash, "changed_at": self._book.clock.now()}
         async with self._book.writing() as connection:
-            done = await connection.execute(update(users).where(users.c.email == email).values(values))
-            if not done.rowcount:
-                await connection.execute(insert(users).values(email=email, **values))
+            await _put(connection, users, row)
             await self._book.note(connection, "user.put", email, by=by)
 
     async def remove_admin(self, email: str, *, by: Actor) -> bool:
@@ -246,7 +247,23 @@ class SqlAccounts:
 _TENANT_FIELDS = ("name", "max_streams", "external_id", "default_model", "time_zone", "metadata")
 
 
-def _tenant(row: RowMapping) -> Tenant:
+async def _put(connection: AsyncConnection, table: Table, row: dict[str, Any]) -> None:
+    """Insert a row, or change the one that has its primary key."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    insertion = dialect.insert(table).values(row)
+    key = [column.name for column in table.primary_key]
+    rest = {name: value for name, value in row.items() if name not in key}
+    await connection.execute(insertion.on_conflict_do_update(index_elements=key, set_=rest))
+
+
+async def _revoke_all(connection: AsyncConnection, tenant_id: str, at: datetime) -> None:
+    """Revoke a tenant's keys; locked in the order of their ids, as `used` writes them."""
+    theirs = (api_keys.c.tenant_id == tenant_id, api_keys.c.revoked_at.is_(None))
+    await connection.execute(select(api_keys.c.id).where(*theirs).order_by(api_keys.c.id).with_for_update())
+    await connection.execute(update(api_keys).where(*theirs).values(revoked_at=at))
+
+
+def _tenant(row: Mapping[Any, Any]) -> Tenant:
     state = "active" if row["active"] else "suspended"
     return Tenant(
         **{name: row[name] for name in _TENANT_FIELDS},

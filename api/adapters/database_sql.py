@@ -35,14 +35,19 @@ def database_url(text: str) -> URL:
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
-def open_engine(text: str, *, connections: int = 10) -> AsyncEngine:
-    """An engine; connects when first used, and keeps half of its connections when they are idle."""
+def open_engine(text: str, *, connections: int = 10, migrating: bool = False) -> AsyncEngine:
+    """An engine; connects when first used, and keeps half of its connections when they are idle.
+
+    For `migrating` SQLite checks no foreign keys: it changes a table by making it anew.
+    """
     url = database_url(text)
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(url, connect_args={"timeout": 5}, hide_parameters=True)
         event.listen(engine.sync_engine, "connect", _sqlite_connected)
+        if migrating:
+            event.listen(engine.sync_engine, "connect", _sqlite_migrates)
         event.listen(engine.sync_engine, "begin", _sqlite_begins)
         return engine
     return create_async_engine(
@@ -63,6 +68,10 @@ def _sqlite_connected(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _sqlite_migrates(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA foreign_keys=OFF")
 
 
 def _sqlite_begins(connection: Connection) -> None:

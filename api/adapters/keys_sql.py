@@ -45,7 +45,7 @@ class SqlKeys:
             "tenant_id": tenant_id,
             "secret_sha256": key.sha256,
             "created_at": self._book.clock.now(),
-            "created_by": by.name,
+            "created_by": by.name[:400],
             **values,
         }
         async with self._book.writing() as connection:
@@ -129,7 +129,8 @@ class SqlKeys:
 
 async def _present(connection: AsyncConnection, tenant_id: str) -> None:
     """Raises NoSuchTenant where there is none, or none any more."""
-    if await connection.scalar(_tenant(tenant_id).where(tenants.c.deleted_at.is_(None))) is None:
+    present = _tenant(tenant_id).where(tenants.c.deleted_at.is_(None))
+    if await connection.scalar(present.with_for_update(read=True)) is None:  # deleting it waits for this
         raise NoSuchTenant(tenant_id)
 
 

@@ -76,17 +76,23 @@ class RedisLimiter:
         for permit in permits.values():
             for cap in permit.caps:
                 sets.setdefault(_slots(permit.tenant_id, cap), (cap.limit, []))[1].append(permit.id)
+        reserved = [permit for permit in permits.values() if permit.allowance_of]
         try:
-            replies = await self._bounded(self._renew_all(sets))
+            replies = await self._bounded(self._renew_all(sets, reserved))
         except NoScriptError:  # Redis was restarted: it has forgotten the script
             await self._bounded(self._client.script_load(self._renew.script))
-            replies = await self._bounded(self._renew_all(sets))
-        return {member.decode() for lost in replies for member in lost}
+            replies = await self._bounded(self._renew_all(sets, reserved))
+        return {member.decode() for lost in replies[: len(sets)] for member in lost}
 
-    def _renew_all(self, sets: Mapping[str, tuple[int, list[str]]]) -> Awaitable[list[Any]]:
+    def _renew_all(
+        self, sets: Mapping[str, tuple[int, list[str]]], reserved: list[Permit]
+    ) -> Awaitable[list[Any]]:
         pipe = self._client.pipeline(transaction=False)
         for key, (limit, ids) in sets.items():
             pipe.evalsha(self._renew.sha, 1, key, limit, self._lease_ms, *ids)
+        for permit in reserved:  # which changes nothing, unless Redis was emptied
+            pipe.hsetnx(_allowance(permit), permit.id, str(permit.granted_tokens))
+            pipe.expire(_allowance(permit), _ALLOWANCE_SECONDS)
         return pipe.execute()
 
     async def release(self, permit: Permit, used_tokens: int = 0) -> None:
@@ -129,8 +135,11 @@ def _slots(tenant_id: str, cap: Cap) -> str:
 
 def _keys(permit: Permit) -> list[str]:
     slots = [_slots(permit.tenant_id, cap) for cap in permit.caps]
-    allowance = [f"sg:{{{permit.tenant_id}}}:allowance:{permit.allowance_of}"] if permit.allowance_of else []
-    return slots + allowance
+    return [*slots, _allowance(permit)] if permit.allowance_of else slots
+
+
+def _allowance(permit: Permit) -> str:
+    return f"sg:{{{permit.tenant_id}}}:allowance:{permit.allowance_of}"
 
 
 def connect(url: str, *, timeout_seconds: float = 0.25) -> Redis:

@@ -15,7 +15,7 @@ from api.accounts import KeyFields
 from api.deps import Admin, By, GateDep, TenantAdmin
 from api.errors import BadRequest
 from api.routes.bodies import openapi_body, read_body
-from api.schema_accounts import KeyIn, KeyIssued, KeyOut, KeyPatch, RotateIn
+from api.schema_accounts import KeyId, KeyIn, KeyIssued, KeyOut, KeyPatch, RotateIn, TenantId
 from auth.principal import TENANT_SCOPES, Scope
 
 if TYPE_CHECKING:
@@ -31,37 +31,37 @@ own = APIRouter(prefix="/v1", tags=["your keys"])
 
 
 @admin.post("/tenants/{tenant_id}/keys", status_code=201, openapi_extra=openapi_body(KeyIn))
-async def issue_key(_admin: Admin, by: By, gate: GateDep, tenant_id: str, request: Request) -> KeyIssued:
+async def issue_key(_admin: Admin, by: By, gate: GateDep, tenant_id: TenantId, request: Request) -> KeyIssued:
     """Issue a key. Its text is in this answer and can never be had again."""
     return await _issue(gate, None, tenant_id, by, request)
 
 
 @admin.get("/tenants/{tenant_id}/keys")
-async def list_keys(_admin: Admin, gate: GateDep, tenant_id: str) -> list[KeyOut]:
+async def list_keys(_admin: Admin, gate: GateDep, tenant_id: TenantId) -> list[KeyOut]:
     """A tenant's keys, oldest first."""
     return [KeyOut.model_validate(key) for key in await gate.accounts.keys(None).all_of(tenant_id)]
 
 
 @admin.get("/keys/{key_id}")
-async def show_key(_admin: Admin, gate: GateDep, key_id: str) -> KeyOut:
+async def show_key(_admin: Admin, gate: GateDep, key_id: KeyId) -> KeyOut:
     """One key."""
     return KeyOut.model_validate(await gate.accounts.keys(None).get(key_id))
 
 
 @admin.patch("/keys/{key_id}", openapi_extra=openapi_body(KeyPatch))
-async def change_key(_admin: Admin, by: By, gate: GateDep, key_id: str, request: Request) -> KeyOut:
+async def change_key(_admin: Admin, by: By, gate: GateDep, key_id: KeyId, request: Request) -> KeyOut:
     """Change what is given, leave the rest."""
     return await _change(gate, None, key_id, by, request)
 
 
 @admin.post("/keys/{key_id}/rotate", openapi_extra=openapi_body(RotateIn))
-async def rotate_key(_admin: Admin, by: By, gate: GateDep, key_id: str, request: Request) -> KeyIssued:
+async def rotate_key(_admin: Admin, by: By, gate: GateDep, key_id: KeyId, request: Request) -> KeyIssued:
     """Give the key a new secret; the one before holds for the grace period."""
     return await _rotate(gate, None, key_id, by, request)
 
 
 @admin.delete("/keys/{key_id}")
-async def revoke_key(_admin: Admin, by: By, gate: GateDep, key_id: str) -> KeyOut:
+async def revoke_key(_admin: Admin, by: By, gate: GateDep, key_id: KeyId) -> KeyOut:
     """Revoke a key: within a second every worker refuses it and has cut its streams."""
     return await _revoke(gate, None, key_id, by)
 
@@ -85,27 +85,29 @@ async def list_own_keys(caller: TenantAdmin, gate: GateDep) -> list[KeyOut]:
 
 
 @own.get("/keys/{key_id}")
-async def show_own_key(caller: TenantAdmin, gate: GateDep, key_id: str) -> KeyOut:
+async def show_own_key(caller: TenantAdmin, gate: GateDep, key_id: KeyId) -> KeyOut:
     """One of your keys."""
     return KeyOut.model_validate(await gate.accounts.keys(caller.tenant_id).get(key_id))
 
 
 @own.patch("/keys/{key_id}", openapi_extra=openapi_body(KeyPatch))
-async def change_own_key(caller: TenantAdmin, by: By, gate: GateDep, key_id: str, request: Request) -> KeyOut:
+async def change_own_key(
+    caller: TenantAdmin, by: By, gate: GateDep, key_id: KeyId, request: Request
+) -> KeyOut:
     """Change what is given, leave the rest."""
     return await _change(gate, caller.tenant_id, key_id, by, request)
 
 
 @own.post("/keys/{key_id}/rotate", openapi_extra=openapi_body(RotateIn))
 async def rotate_own_key(
-    caller: TenantAdmin, by: By, gate: GateDep, key_id: str, request: Request
+    caller: TenantAdmin, by: By, gate: GateDep, key_id: KeyId, request: Request
 ) -> KeyIssued:
     """Give the key a new secret; the one before holds for the grace period."""
     return await _rotate(gate, caller.tenant_id, key_id, by, request)
 
 
 @own.delete("/keys/{key_id}")
-async def revoke_own_key(caller: TenantAdmin, by: By, gate: GateDep, key_id: str) -> KeyOut:
+async def revoke_own_key(caller: TenantAdmin, by: By, gate: GateDep, key_id: KeyId) -> KeyOut:
     """Revoke a key: within a second every worker refuses it and has cut its streams."""
     return await _revoke(gate, caller.tenant_id, key_id, by)
 

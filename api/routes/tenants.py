@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request
 from api.accounts import TenantFields
 from api.deps import Admin, By, GateDep
 from api.routes.bodies import openapi_body, read_body
-from api.schema import UsageTotals
-from api.schema_accounts import TenantIn, TenantOut, TenantPatch
+from api.schema import PRINTABLE, UsageTotals
+from api.schema_accounts import TenantId, TenantIn, TenantOut, TenantPatch
 
 router = APIRouter(prefix="/admin", tags=["admin: tenants"])
 
@@ -36,13 +36,15 @@ async def list_tenants(
 
 
 @router.get("/tenants/{tenant_id}")
-async def show_tenant(_admin: Admin, gate: GateDep, tenant_id: str) -> TenantOut:
+async def show_tenant(_admin: Admin, gate: GateDep, tenant_id: TenantId) -> TenantOut:
     """One tenant, also a deleted one."""
     return TenantOut.model_validate(await gate.accounts.tenant(tenant_id))
 
 
 @router.patch("/tenants/{tenant_id}", openapi_extra=openapi_body(TenantPatch))
-async def change_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str, request: Request) -> TenantOut:
+async def change_tenant(
+    _admin: Admin, by: By, gate: GateDep, tenant_id: TenantId, request: Request
+) -> TenantOut:
     """Change what is given, leave the rest."""
     asked, _ = await read_body(request, TenantPatch)
     tenant = await gate.accounts.change_tenant(tenant_id, asked.model_dump(exclude_unset=True), by=by)
@@ -51,7 +53,7 @@ async def change_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str, re
 
 
 @router.post("/tenants/{tenant_id}/suspend")
-async def suspend_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str) -> TenantOut:
+async def suspend_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: TenantId) -> TenantOut:
     """Refuse all its credentials and cut its streams, until it is resumed."""
     tenant = await gate.accounts.suspend(tenant_id, by=by)
     await gate.accounts_changed()
@@ -59,7 +61,7 @@ async def suspend_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str) -
 
 
 @router.post("/tenants/{tenant_id}/resume")
-async def resume_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str) -> TenantOut:
+async def resume_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: TenantId) -> TenantOut:
     """Let a suspended tenant in again."""
     tenant = await gate.accounts.resume(tenant_id, by=by)
     await gate.accounts_changed()
@@ -67,7 +69,7 @@ async def resume_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str) ->
 
 
 @router.delete("/tenants/{tenant_id}")
-async def delete_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str) -> TenantOut:
+async def delete_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: TenantId) -> TenantOut:
     """Revoke all its keys and cut its streams, for ever. Its usage stays."""
     tenant = await gate.accounts.delete(tenant_id, by=by)
     await gate.accounts_changed()
@@ -76,7 +78,7 @@ async def delete_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: str) ->
 
 @router.get("/usage")
 async def tenant_usage(
-    _admin: Admin, gate: GateDep, tenant: Annotated[str, Query(max_length=40)]
+    _admin: Admin, gate: GateDep, tenant: Annotated[str, Query(max_length=40, pattern=PRINTABLE)]
 ) -> UsageTotals:
     """Sums over a tenant's requests."""
     await gate.accounts.tenant(tenant)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from api.deps import Admin, By, GateDep, Tenant
 from api.errors import BadRequest
-from api.schema_accounts import AuditPage
+from api.schema import PRINTABLE
+from api.schema_accounts import AuditPage, TokenId
 
 router = APIRouter()
-
-TokenId = Annotated[str, Path(max_length=128)]
 
 
 @router.delete("/v1/tokens/{token_id}", status_code=204, tags=["your keys"])
@@ -35,7 +34,9 @@ async def revoke_token(
     by: By,
     gate: GateDep,
     token_id: TokenId,
-    tenant: Annotated[str | None, Query(max_length=40, description="None: an admin's own token.")] = None,
+    tenant: Annotated[
+        str | None, Query(max_length=40, pattern=PRINTABLE, description="None: an admin's own token.")
+    ] = None,
 ) -> Response:
     """Revoke a token of a tenant, or of an admin. Its streams are cut."""
     if tenant is not None:
@@ -49,9 +50,13 @@ async def revoke_token(
 async def audit(
     _admin: Admin,
     gate: GateDep,
-    tenant: Annotated[str | None, Query(max_length=40)] = None,
-    actor: Annotated[str | None, Query(max_length=400, description="`user:...` or `key:...`")] = None,
-    action: Annotated[str | None, Query(max_length=40, description="such as `key.revoke`")] = None,
+    tenant: Annotated[str | None, Query(max_length=40, pattern=PRINTABLE)] = None,
+    actor: Annotated[
+        str | None, Query(max_length=400, pattern=PRINTABLE, description="`user:...` or `key:...`")
+    ] = None,
+    action: Annotated[
+        str | None, Query(max_length=40, pattern=PRINTABLE, description="such as `key.revoke`")
+    ] = None,
     before: Annotated[int | None, Query(ge=1, le=1 << 62)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> AuditPage:

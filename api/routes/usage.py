@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.deps import GateDep, UsageReader
-from api.schema import UsageEventPage, UsageTotals
+from api.schema import PRINTABLE, UsageEventPage, UsageTotals
 
 if TYPE_CHECKING:
     from api.ports import UsageEvent
@@ -27,7 +27,7 @@ async def usage(caller: UsageReader, gate: GateDep) -> UsageTotals:
 async def usage_events(
     caller: UsageReader,
     gate: GateDep,
-    after: Annotated[str | None, Query(max_length=40)] = None,
+    after: Annotated[str | None, Query(max_length=40, pattern=PRINTABLE)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> UsageEventPage:
     """A page of events. Pass `next` as `after` to get the one behind it."""

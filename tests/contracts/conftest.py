@@ -55,6 +55,7 @@ async def database(kind: str, new_database: Callable[[str], str], request: pytes
     opened = open_engine(url)
     async with opened.begin() as connection:
         await connection.execute(text("SET lock_timeout = '5s'"))
+        await connection.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers
         await connection.execute(text(f"TRUNCATE {', '.join(metadata.tables)}"))
     await opened.dispose()
     return url

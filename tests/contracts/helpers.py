@@ -44,15 +44,15 @@ BY = Actor("user:root@example.com", "192.0.2.7", "req_of_root")
 
 
 class Clock:
-    """A clock that moves on by a second each time it is looked at; `skip` turns it."""
+    """A clock that moves on by a second each time it is looked at; `ahead` turns it."""
 
     def __init__(self) -> None:
         self.looked = 0
-        self.skip = timedelta()
+        self.ahead = timedelta()
 
     def now(self) -> datetime:
         self.looked += 1
-        return START + self.skip + timedelta(seconds=self.looked)
+        return START + self.ahead + timedelta(seconds=self.looked)
 
     def unix(self) -> float:
         return self.now().timestamp()

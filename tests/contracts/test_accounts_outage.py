@@ -30,7 +30,7 @@ LOOKS = {
     "find_tenant": lambda store: store.find_tenant("tn_a"),
     "find_user": lambda store: store.find_user("root@example.com"),
     "revoked_tokens": lambda store: store.revoked_tokens(),
-    "changes": lambda store: store.changes(None),
+    "changes": lambda store: store.changes(7, [3]),
 }
 
 

@@ -12,7 +12,7 @@ from api.accounts import KeyFields
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.tables_sql import audit_log
 from auth import keys
-from auth.memory import KINDS, OVERLAP, REVOKED_SECONDS, Memory, token_name
+from auth.memory import KINDS, LATEST, REVOKED_SECONDS, Memory, token_name
 from auth.principal import Change, Scope, StoredKey, StoredTenant, StoredUser
 from tests.contracts.helpers import BY, START, Clock, key, tenant
 from tests.contracts.walks import CHANGES, populated
@@ -161,11 +161,11 @@ async def test_revoked_tokens_are_named_as_the_feed_names_them(accounts, credent
 async def test_a_revocation_is_told_as_long_as_a_token_can_live(accounts, credentials, clock) -> None:
     """A worker that starts a day later still refuses it; then it is forgotten; revoked again, it is new."""
     await accounts.revoke_token("tn_a", "early", by=BY)
-    clock.skip = timedelta(seconds=REVOKED_SECONDS / 2)
+    clock.ahead = timedelta(seconds=REVOKED_SECONDS / 2)
     await accounts.revoke_token("tn_a", "late", by=BY)
-    clock.skip = timedelta(seconds=REVOKED_SECONDS - 20)
+    clock.ahead = timedelta(seconds=REVOKED_SECONDS - 20)
     assert sorted(await credentials.revoked_tokens()) == ["tn_a/early", "tn_a/late"]
-    clock.skip = timedelta(seconds=REVOKED_SECONDS + 20)
+    clock.ahead = timedelta(seconds=REVOKED_SECONDS + 20)
     assert await credentials.revoked_tokens() == ["tn_a/late"]
     await accounts.revoke_token("tn_a", "early", by=BY)
     assert sorted(await credentials.revoked_tokens()) == ["tn_a/early", "tn_a/late"]
@@ -200,7 +200,7 @@ async def test_the_feed_is_told_in_order_and_from_where_one_left_off(accounts, c
     assert [change.seq for change in told] == sorted({change.seq for change in told})
     for position, change in enumerate(told):
         assert await credentials.changes(change.seq) == told[position + 1 :]
-    assert await credentials.changes(told[0].seq - OVERLAP - 1) == told
+    assert await credentials.changes(told[0].seq - 1) == told
 
 
 async def test_the_feed_is_told_by_number_however_it_lies_on_the_disk(credentials, witness) -> None:
@@ -214,16 +214,35 @@ async def test_the_feed_is_told_by_number_however_it_lies_on_the_disk(credential
 
 
 async def test_whoever_starts_is_told_the_last_rows_of_the_feed(accounts, credentials) -> None:
-    """As many as are always read again, the newest, oldest first, however long the log is."""
-    for n in range(OVERLAP + 5):
+    """The newest, oldest first, and no more than LATEST, however long the log is."""
+    for n in range(LATEST + 5):
         await accounts.note("start", "session", f"{n}", by=BY)
     told = await credentials.changes(None)
-    assert [change.id for change in told] == [f"{n}" for n in range(5, OVERLAP + 5)]
+    assert [change.id for change in told] == [f"{n}" for n in range(5, LATEST + 5)]
+
+
+async def test_what_has_come_to_stand_in_a_gap_is_told_too(credentials, witness) -> None:
+    """Those numbers and all behind `after`, each once, by number; a gap that is one still is nothing."""
+    numbers = [1_000_001, 1_000_003, 1_000_004, 1_000_007, 1_000_009]
+    async with witness.begin() as connection:
+        for number in numbers[::-1]:
+            await connection.execute(insert(audit_log).values(ENTRY | {"id": number}))
+    asked = {
+        (): [1_000_009],
+        (1_000_003,): [1_000_003, 1_000_009],
+        (1_000_004, 1_000_002, 1_000_001): [1_000_001, 1_000_004, 1_000_009],
+        (1_000_009, 1_000_007, 1_000_007): [1_000_007, 1_000_009],
+        tuple(range(1_000_002, 1_001_002)): numbers[1:],
+    }
+    for gaps, told in asked.items():
+        assert [change.seq for change in await credentials.changes(1_000_007, gaps)] == told
+    assert [change.seq for change in await credentials.changes(1_000_009, [1_000_008])] == []
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_change_that_commits_late_is_told_all_the_same(accounts, credentials, witness) -> None:
-    """P9: a transaction that got its number first and commits last is behind nobody's back: OVERLAP."""
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_a_change_that_commits_late_is_told_all_the_same(accounts, credentials, witness, ends) -> None:
+    """P9: a transaction that got its number first and commits last is told, however many overtook it."""
     await tenant(accounts)
     memory = Memory(credentials, Clock())
     await memory.refresh()
@@ -231,19 +250,17 @@ async def test_a_change_that_commits_late_is_told_all_the_same(accounts, credent
     async with witness.connect() as slow:
         await slow.begin()
         await slow.execute(insert(audit_log).values(ENTRY))
-        early = [(await tenant(accounts)).id for _ in range(OVERLAP - 2)]
-        told = await credentials.changes(None)
-        assert [change.id for change in told][-len(early) :] == early
+        for _ in range(2):
+            early = [(await tenant(accounts)).id for _ in range(LATEST)]
+            told = await credentials.changes(None)
+            assert [change.id for change in told] == early
+            await memory.refresh()
+            assert memory.take_news() == {("tenant", one) for one in early}
+        await (slow.commit() if ends == "commit" else slow.rollback())
+    late = {("key", "late")} if ends == "commit" else set()
+    for news in (late, set()):
         await memory.refresh()
-        assert memory.take_news() == {("tenant", one) for one in early}
-        await slow.commit()
-    again = await credentials.changes(told[-1].seq - OVERLAP)
-    late = [change for change in again if change.id == "late"]
-    assert [change[1:] for change in late] == [("key", "late")]
-    assert late[0].seq < again[-1].seq
-    assert [change.seq for change in again] == sorted(change.seq for change in again)
-    await memory.refresh()
-    assert memory.take_news() == {("key", "late")}
+        assert memory.take_news() == news
 
 
 async def test_what_one_worker_changes_another_is_told(accounts, credentials, witness) -> None:

@@ -122,6 +122,13 @@ def test_an_address_has_ten_attempts_in_a_minute(gate: GateProcess) -> None:
     assert log_in(gate, there, BOSS, PASSWORD).status_code == 200
 
 
+def test_a_network_of_one_customer_is_one_address(gate: GateProcess) -> None:
+    """In IPv6 that is a /64: who has one has 2^64 addresses, and still ten attempts."""
+    answers = [log_in(gate, f"2001:db8:7:7::{number}", f"v{number}@example.com") for number in range(1, 12)]
+    assert [is_throttled(answer) for answer in answers] == [False] * PER_ADDRESS + [True]
+    assert log_in(gate, "2001:db8:7:8::1", BOSS, PASSWORD).status_code == 200
+
+
 def test_an_account_has_thirty_attempts_in_a_minute_from_everywhere(gate: GateProcess) -> None:
     """A password is not guessed from many addresses either; other accounts are not concerned."""
     email = "target@example.com"

@@ -24,6 +24,7 @@ if allowance then
     end
     redis.call('HSET', allowance, 'spent', spent)
   end
+  redis.call('EXPIRE', allowance, ARGV[8 + caps])
   local left = total
   local fields = redis.call('HGETALL', allowance)
   for i = 1, #fields, 2 do
@@ -38,7 +39,6 @@ if allowance then
   end
   granted = math.min(left, most)
   redis.call('HSET', allowance, permit, granted)
-  redis.call('EXPIRE', allowance, ARGV[8 + caps])
 end
 for i = 1, caps do
   redis.call('ZADD', KEYS[i], now + lease, permit)

@@ -22,10 +22,12 @@ def run(connection: Connection) -> None:
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
     context.run_migrations()
+    if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
+        raise RuntimeError("the migration leaves rows that point at nothing; nothing was changed")
 
 
 async def migrate_online() -> None:
-    engine = open_engine(context.config.attributes["url"])
+    engine = open_engine(context.config.attributes["url"], migrating=True)
     try:
         async with engine.connect() as connection:
             await connection.execution_options(**WRITES)
