@@ -26,7 +26,7 @@ from api.edge import Edge
 from api.errors import ROWS, TooManyAttempts, failure_of, json_error
 from api.routes import chat, keys, ops, pages, sign_in, tenants, tokens, usage
 from api.routes.bodies import bad_field
-from api.routes.throttles import throttle
+from api.routes.throttles import by_caller, throttle
 from auth.passwords import Hasher
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Application(FastAPI):
             )
         self._outermost: ASGIApp = Edge(inner, max_body_bytes=settings.max_body_bytes)
         if settings.proxies:
-            self._outermost = ProxyHeadersMiddleware(self._outermost, list(settings.proxies))  # type: ignore[arg-type, assignment]
+            self._outermost = ProxyHeadersMiddleware(self._outermost, settings.trusted_hosts)  # type: ignore[arg-type, assignment]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve."""
@@ -101,11 +101,15 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
         summary="A multi-tenant streaming gateway for LLMs.",
         lifespan=lifespan,
     )
+    limiter = throttle(settings.redis_url)
+    own_keys = [by_caller(limiter, "300/minute", "own_keys")]
+    for own in (keys.own, tokens.own):
+        app.include_router(own, dependencies=own_keys)
     for router in (
         chat.router,
         usage.router,
-        sign_in.router(throttle(settings.redis_url), hasher),
-        keys.router,
+        sign_in.router(limiter, hasher),
+        keys.admin,
         tokens.router,
         tenants.router,
         ops.router,

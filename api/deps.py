@@ -22,17 +22,17 @@ class LifespanState(TypedDict):
     signer: TokenSigner
 
 
-def _gate(request: Request) -> Gate:
+async def _gate(request: Request) -> Gate:
     gate: Gate = request.state.gate
     return gate
 
 
-def _signer(request: Request) -> TokenSigner:
+async def _signer(request: Request) -> TokenSigner:
     signer: TokenSigner = request.state.signer
     return signer
 
 
-def request_id(request: Request) -> str:
+async def request_id(request: Request) -> str:
     """The id that the edge gave this request."""
     given: str = request.state.request_id
     return given
@@ -40,10 +40,10 @@ def request_id(request: Request) -> str:
 
 def actor_named(name: str, request: Request) -> Actor:
     """Somebody of that name, for the audit log."""
-    return Actor(name, address_of(request), request_id(request))
+    return Actor(name, address_of(request), request.state.request_id)
 
 
-def _by(request: Request, principal: Annotated[Principal, Security(authenticated)]) -> Actor:
+async def _by(request: Request, principal: Annotated[Principal, Security(authenticated)]) -> Actor:
     return actor_named(principal.name, request)
 
 

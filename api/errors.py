@@ -26,7 +26,7 @@ from api.ports import (
     StreamsExhausted,
     UpstreamFailed,
 )
-from auth.principal import NotAllowed, NotAuthenticated, TooManyFailures
+from auth.principal import NotAllowed, NotAuthenticated, SignInBusy, TooManyFailures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,6 +102,7 @@ ROWS: Mapping[type[Exception], Row] = {
     StreamsExhausted: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     AllowanceSpent: Row(429, "insufficient_quota", "insufficient_quota"),
     TooManyFailures: Row(429, "rate_limit_error", "rate_limit_exceeded"),
+    SignInBusy: Row(503, _SERVER, "sign_in_busy"),
     TooManyAttempts: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     LimiterUnavailable: Row(503, _SERVER, "limiter_unavailable", "Admission is not possible right now."),
     LedgerUnavailable: Row(503, _SERVER, "ledger_unavailable", "Usage cannot be recorded right now."),
@@ -132,7 +133,7 @@ def _of_ours(error: Exception) -> Failure:
     status, code, param, headers = row.status, row.code, None, {}
     if isinstance(error, BadRequest):
         status, param = error.status, error.param
-        code = "request_too_large" if status == 413 else code  # noqa: PLR2004 - HTTP
+        code = {408: "request_timeout", 413: "request_too_large"}.get(status, code)
     elif isinstance(error, Cut):
         code = error.cause
         status = _CUT_STATUS.get(error.cause, status)

@@ -24,8 +24,8 @@ from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
 from api.flow.gate import Gate
 from api.flow.tend import tend
-from api.flow.watch import Watch
-from api.ports import AccountsUnavailable, Policy
+from api.flow.watch import Watch, note_used, note_used_for_ever
+from api.ports import Policy
 from auth.authenticator import Authenticator
 from auth.door import Door
 from auth.issuers import Issuers
@@ -55,10 +55,12 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
     """Everything one worker needs, opened; closed again on the way out."""
     async with AsyncExitStack() as stack:
         clock = SystemClock()
+        # A pool each: the ledger, authentication, and changes of accounts do not wait for one another (P10).
         engine = open_engine(settings.ledger_url)
-        credentials = open_engine(settings.ledger_url, connections=6)
-        stack.push_async_callback(engine.dispose)
-        stack.push_async_callback(credentials.dispose)
+        reading = open_engine(settings.ledger_url, connections=6)
+        changing = open_engine(settings.ledger_url, connections=4)
+        for opened in (engine, reading, changing):
+            stack.push_async_callback(opened.dispose)
         redis = limiter_redis.connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
         tokenizer = ToktokTokenizer()
@@ -66,7 +68,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         stack.push_async_callback(upstream.close)
         issuers = _issuers(settings, stack, clock) if settings.issuers_file else Issuers((), _nothing, clock)
         signer = TokenSigner(demo.secrets_of(settings).secret_key, settings.retired_secrets)
-        memory = Memory(SqlCredentials(credentials, clock), clock)
+        credentials = SqlCredentials(reading, clock)
+        memory = Memory(credentials, clock)
         ledger = SqlLedger(engine)
         gate = Gate(
             clock=clock,
@@ -75,7 +78,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             ),
             ledger=ledger,
             upstream=upstream,
-            accounts=SqlAccounts(credentials, clock),
+            accounts=SqlAccounts(changing, clock),
+            credentials=credentials,
             authenticator=Authenticator(memory, signer, issuers, Door(clock), clock),
             doorbell=RedisDoorbell(redis, timeout_seconds=settings.redis_timeout_seconds),
             tokenizer=tokenizer,
@@ -85,8 +89,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             gate.chores.start(tokenizer.count([""], encoding), name=f"load {encoding}")
         writing = gate.chores.start(ledger.run(), name="ledger")
         tending = gate.chores.start(tend(gate), name="tend")
-        watch = Watch(gate)
-        gate.chores.start(watch.run(), name="watch")
+        gate.chores.start(Watch(gate).run(), name="watch")
+        gate.chores.start(note_used_for_ever(gate), name="last used")
         if not settings.redis_url.startswith("memory://"):
             gate.chores.start(gate.doorbell.listen(gate.changed.set), name="doorbell")
         if issuers.has_key_sets:
@@ -95,12 +99,9 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             yield {"gate": gate, "authenticator": gate.authenticator, "signer": signer}
         finally:
             tending.cancel()
-            try:
-                await watch.note_used()
-            except AccountsUnavailable:
-                log.warning("it was not written when keys were last used: the database is away")
             await ledger.close()
             await asyncio.wait([writing], timeout=_CLOSE_SECONDS)
+            await note_used(gate)
             await gate.chores.cancel()
 
 

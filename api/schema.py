@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # What is stored and shown must not break a row, a log line or a terminal.
-PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+# Control characters, and those that turn the direction of text, have no place in names.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+$"
 ModelName = Annotated[str, Field(max_length=256, pattern=PRINTABLE)]
 Name = Annotated[str, Field(max_length=200, pattern=PRINTABLE)]
 
@@ -73,6 +74,7 @@ class ChatRequest(BaseModel):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
 
 
 class ErrorObject(BaseModel):

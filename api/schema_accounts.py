@@ -45,7 +45,10 @@ def _network(text: str) -> str:
 
 
 def _utc(at: datetime) -> datetime:
-    return at.astimezone(UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be a moment that UTC has") from None
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -73,7 +76,7 @@ def _not_none(value: Any) -> Any:
 
 TenantId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
 KeyId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
-TokenId = Annotated[str, Path(max_length=128, pattern=PRINTABLE)]
+TokenId = Annotated[str, Path(max_length=128, pattern=r"^[\x21-\x7e]+$")]
 Streams = Annotated[int, Field(ge=1, le=1_000_000)]
 TimeZone = Annotated[str, Field(max_length=64), AfterValidator(_zone)]
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]

@@ -153,6 +153,17 @@ class Settings(BaseSettings):
         return _words(self.trusted_proxies)
 
     @property
+    def trusted_hosts(self) -> list[str]:
+        """The same, IPv4 also as an IPv6 socket shows it (RFC 4291, 2.5.5.2)."""
+        networks = [ipaddress.ip_network(network) for network in self.proxies]
+        mapped = [
+            f"::ffff:{network.network_address}/{96 + network.prefixlen}"
+            for network in networks
+            if isinstance(network, ipaddress.IPv4Network)
+        ]
+        return [*map(str, networks), *mapped]
+
+    @property
     def demo(self) -> bool:
         """Whether the gateway makes its own secrets."""
         return not self.secret_key.get_secret_value()

@@ -7,6 +7,7 @@ accounts do not answer, nobody gets in. Whatever is wrong with a credential, the
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,13 +15,25 @@ from typing import TYPE_CHECKING
 
 from auth import jws, keys
 from auth.issuers import ForeignClaims
-from auth.principal import Cap, NotAllowed, NotAuthenticated, Principal, Scope, StoredKey, StoredTenant
+from auth.principal import (
+    Cap,
+    NotAllowed,
+    NotAuthenticated,
+    Principal,
+    Scope,
+    StoredKey,
+    StoredTenant,
+    fingerprint,
+)
 from auth.tokens import ISSUER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from auth.door import Door
     from auth.issuers import Issuers
     from auth.memory import Clock, Memory
+    from auth.principal import StoredUser
     from auth.tokens import Claims, TokenSigner
 
 _NO_SECRET_SHA256 = bytes(32)
@@ -29,6 +42,10 @@ _NOBODY = StoredKey("", StoredTenant("", active=False, max_streams=0), _NO_SECRE
 _VERIFIED_ENTRIES = 10_000
 _VERIFIED_SECONDS = 30.0
 """How long a checked signature is believed: a key that an identity provider withdraws counts no longer."""
+
+
+class UnknownKey(NotAuthenticated):
+    """A well-formed key that there is not: it had to be looked up."""
 
 
 class Authenticator:
@@ -57,13 +74,13 @@ class Authenticator:
                 found = await self._of_key(credential, address)
             else:
                 found = await self._of_token(credential)
-        except NotAuthenticated:
+        except UnknownKey:
             self._door.failed(address)
-            raise
+            raise NotAuthenticated from None
         return replace(found, as_of=as_of)
 
     async def again(self, principal: Principal) -> Principal:
-        """A tenant's principal, with the end that it has now. Raises NotAuthenticated where it holds no more.
+        """The principal, with the end that it has now. Raises NotAuthenticated where it holds no more.
 
         What else was changed of its key, such as its scopes or its caps, is for its next request.
         """
@@ -72,16 +89,23 @@ class Authenticator:
         until = principal.expires_at
         if principal.key_id is not None:
             key = _holding(await self.memory.key(principal.key_id), now)
-            until = _earlier(until, _unix(key.expires_at))
-            if principal.secret_sha256 is not None:
-                until = _earlier(until, _end_of_secret(key, principal.secret_sha256))
+            until = _earlier(_earlier(until, _unix(key.expires_at)), _end_of_proof(key, principal.proof))
         elif principal.tenant_id is not None:
             _active(await self.memory.tenant(principal.tenant_id))
+        elif principal.proof is not None:
+            _signed_in(await self.memory.user(principal.user or ""), principal.proof)
         if principal.token_id is not None and self.memory.revoked(principal.tenant_id, principal.token_id):
             raise NotAuthenticated
         if until is not None and now >= until:
             raise NotAuthenticated
         return replace(principal, expires_at=until, as_of=as_of)
+
+    async def confirm(self, principal: Principal) -> None:
+        """Whether it still holds, some time after it was decided. Raises NotAuthenticated."""
+        await self.memory.current()
+        until = principal.expires_at
+        if principal.as_of != self.memory.version or (until is not None and self._clock.unix() >= until):
+            await self.again(principal)
 
     def take_used(self) -> dict[str, datetime]:
         """Which keys were used, and when last, since this was last asked."""
@@ -96,7 +120,7 @@ class Authenticator:
             raise NotAuthenticated
         stored = await self.memory.key(key.id, asker=address, guard=lambda: self._door.open_for(address))
         now, sent = self._clock.unix(), key.sha256
-        end = _end_of_secret(stored or _NOBODY, sent)
+        end = _end_of_secret(stored or _NOBODY, lambda kept: keys.same(sent, kept))
         stored = _holding(stored, now)
         if end is not None and now >= end:
             raise NotAuthenticated
@@ -104,7 +128,7 @@ class Authenticator:
             raise NotAllowed("This key may not be used from your address.", "address_not_allowed")
         self._used[stored.id] = datetime.fromtimestamp(now, UTC)
         until = _earlier(_unix(stored.expires_at), end)
-        return replace(_of_stored(stored, expires_at=until), secret_sha256=sent)
+        return replace(_of_stored(stored, expires_at=until), proof=fingerprint(sent))
 
     # --- tokens ---------------------------------------------------------------------------------
 
@@ -137,16 +161,21 @@ class Authenticator:
         return claims
 
     async def _of_user(self, claims: Claims) -> Principal:
-        user = await self.memory.user(claims.user) if claims.user else None
-        if user is None or claims.issued_at <= int(user.changed_at.timestamp()):
-            raise NotAuthenticated
+        user = _signed_in(await self.memory.user(claims.user) if claims.user else None, claims.proof)
         return Principal(
-            scopes=claims.scopes, token_id=claims.id, user=user.email, expires_at=claims.expires_at
+            scopes=claims.scopes,
+            token_id=claims.id,
+            user=user.email,
+            expires_at=claims.expires_at,
+            proof=claims.proof,
         )
 
     async def _of_bought(self, claims: Claims, key_id: str) -> Principal:
         stored = _holding(await self.memory.key(key_id), self._clock.unix())
-        found = _of_stored(stored, expires_at=_earlier(_unix(stored.expires_at), claims.expires_at))
+        until = _earlier(_unix(stored.expires_at), _end_of_proof(stored, claims.proof))
+        if until is not None and self._clock.unix() >= until:
+            raise NotAuthenticated
+        found = _of_stored(stored, expires_at=_earlier(until, claims.expires_at))
         caps = found.caps
         if claims.max_streams is not None:
             caps = (*caps, Cap("token", claims.id, claims.max_streams))
@@ -158,6 +187,7 @@ class Authenticator:
             caps=caps,
             models=found.models + ((claims.models,) if claims.models is not None else ()),
             allowance=claims.max_tokens,
+            proof=claims.proof,
         )
 
     async def _of_foreign(self, claims: ForeignClaims) -> Principal:
@@ -165,12 +195,12 @@ class Authenticator:
             return Principal(
                 scopes=claims.scopes & {Scope.ADMIN},
                 token_id=claims.token_id,
-                user=claims.end_user or claims.token_id,
+                user=f"{claims.end_user or claims.token_id} of {claims.issuer}",
                 expires_at=claims.expires_at,
             )
         tenant = _active(await self.memory.tenant(claims.tenant))
         return Principal(
-            scopes=claims.scopes,
+            scopes=claims.scopes - {Scope.ADMIN},  # who belongs to a tenant does not decide for others
             tenant_id=tenant.id,
             token_id=claims.token_id,
             end_user=claims.end_user,
@@ -194,15 +224,31 @@ def _holding(stored: StoredKey | None, now: float) -> StoredKey:
     return stored
 
 
-def _end_of_secret(stored: StoredKey, sent: bytes) -> float | None:
-    """Until when the secret of that hash holds: None for no end. Raises NotAuthenticated for a wrong one."""
-    current = keys.same(sent, stored.secret_sha256)
-    previous = keys.same(sent, stored.previous_sha256 or _NO_SECRET_SHA256)
+def _signed_in(user: StoredUser | None, proof: str | None) -> StoredUser:
+    if user is None or not hmac.compare_digest(proof or "", fingerprint(user.password_hash)):
+        raise NotAuthenticated
+    return user
+
+
+def _end_of_secret(stored: StoredKey, is_it: Callable[[bytes], bool]) -> float | None:
+    """Until when a secret holds: None for no end. Raises NotAuthenticated for a wrong one.
+
+    Two hashes are compared whatever is stored.
+    """
+    current = is_it(stored.secret_sha256)
+    previous = is_it(stored.previous_sha256 or _NO_SECRET_SHA256)
     if current:
         return None
     if not previous or stored.previous_until is None:
-        raise NotAuthenticated
+        raise NotAuthenticated if stored is not _NOBODY else UnknownKey
     return stored.previous_until.timestamp()
+
+
+def _end_of_proof(stored: StoredKey, proof: str | None) -> float | None:
+    """The same for the fingerprint of a secret; whoever has none stands on the key alone."""
+    if proof is None:
+        return None
+    return _end_of_secret(stored, lambda kept: hmac.compare_digest(proof, fingerprint(kept)))
 
 
 def _of_stored(stored: StoredKey, *, expires_at: float | None) -> Principal:

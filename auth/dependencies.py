@@ -45,7 +45,20 @@ async def authenticated(
     if not credential:
         raise NotAuthenticated(_MISSING)
     authenticator: Authenticator = request.state.authenticator
-    return await authenticator.principal(credential, address_of(request))
+    request.state.principal = await authenticator.principal(credential, address_of(request))
+    principal: Principal = request.state.principal
+    return principal
+
+
+async def still_holds(request: Request) -> None:
+    """After anything that may have taken long, such as reading the body: whether the caller may go on.
+
+    Raises NotAuthenticated. A route without a principal has nothing to confirm.
+    """
+    principal: Principal | None = getattr(request.state, "principal", None)
+    if principal is not None:
+        authenticator: Authenticator = request.state.authenticator
+        await authenticator.confirm(principal)
 
 
 class Requires:

@@ -1,8 +1,8 @@
-"""A limit on failed credentials by address, so that a flood of invented keys does not reach the database.
+"""A limit on unknown keys by address, so that a flood of invented ones does not reach the database.
 
-A key's form and checksum are public, so anybody can invent ids that must be looked up. After `limit` failures
-within a minute an address gets no more look-ups for the rest of it; keys that are remembered go on working,
-also from there. Counted for each worker by itself, in bounded memory.
+A key's form and checksum are public, so anybody can invent ids that must be looked up. After `limit` of them
+within a minute an address gets no more look-ups of new keys for the rest of it; keys that are known to the
+worker go on working, also from there. Counted for each worker by itself, in bounded memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Door:
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def failed(self, address: str) -> None:
-        """A credential from there did not hold."""
+        """A key from there was looked up, and there is none."""
         now, address = self._clock.monotonic(), household(address)
         since, count = self._failures.get(address, (now, 0))
         if now - since >= _WINDOW_SECONDS:

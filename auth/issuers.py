@@ -123,6 +123,8 @@ class IssuerConfig(BaseModel):
             raise ValueError("exactly one of jwks_url, public_key and secret has to be there")
         if self.tenant is not None and "tenant_claim" in self.model_fields_set:
             raise ValueError("only one of tenant and tenant_claim can be there")
+        if self.tenant is not None and Scope.ADMIN in self.grants:
+            raise ValueError("an issuer for one tenant cannot grant admin, which decides for all")
         return self
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from auth.principal import StoredKey, StoredTenant, StoredUser
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from auth.principal import Change
 
@@ -73,6 +73,10 @@ class Clock(Protocol):
         ...
 
 
+_Flight = tuple[tuple[str, str], str]
+_FEED: _Flight = (("feed", ""), "")
+
+
 class _Entry(NamedTuple):
     at: float
     value: StoredKey | StoredTenant | StoredUser
@@ -105,8 +109,8 @@ class Memory:
         self._loading = asyncio.Semaphore(loads)  # a flood of unknown ids must not take all connections
         self._known: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._unknown: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._under_way: dict[Hashable, asyncio.Future[Any]] = {}
-        self._revoked: dict[str, float] = {}
+        self._under_way: dict[_Flight, asyncio.Future[Any]] = {}
+        self._revoked: OrderedDict[str, float] = OrderedDict()
         self._position: int | None = None
         self._gaps: dict[int, float] = {}
         self._read_at = float("-inf")
@@ -154,18 +158,20 @@ class Memory:
             return entry.value
         if now - self._unknown.get(place, float("-inf")) < self._max_age_seconds:
             return None
-        version = self.version
+        flight = (place, asker)
+        guard = guard if entry is None else None  # what was known before is not invented
 
         async def look() -> Any:
+            mine = self._under_way[flight]
             async with self._loading:
                 if guard is not None:  # here, because many may have waited for their turn
                     guard()
                 found = await load(name)
-            if version == self.version:  # else it may be older than the change that was noticed meanwhile
+            if self._under_way.get(flight) is mine:  # else a change was noticed that it may be older than
                 self._keep(place, found)
             return found
 
-        return await self._once((place, version, asker), look)
+        return await self._once(flight, look)
 
     def _keep(self, place: tuple[str, str], found: Any) -> None:
         now = self._clock.monotonic()
@@ -180,18 +186,18 @@ class Memory:
         """Make sure that the feed was read less than `trust_seconds` ago. Raises what the store raises."""
         oldest = self._clock.monotonic() - self._trust_seconds
         while self._read_at <= oldest:  # again, where it joined a reading that had begun too long ago
-            await self._once("feed", self.refresh)
+            await self._once(_FEED, self.refresh)
 
     async def refresh(self) -> None:
         """Read the feed now, and forget what has changed."""
         started, after = self._clock.monotonic(), self._position
         self._gaps = {seq: at for seq, at in self._gaps.items() if started - at < GAP_SECONDS}
         changes = await self._store.changes(after, list(self._gaps))
-        if self._position is None and len(changes) < LATEST:
-            self._position = 0  # that is all of the feed: any number that is missing may still come
         if after is None:  # behind the feed's reading, so that nothing falls between the two
             revoked = await self._store.revoked_tokens()
-            self._revoked |= dict.fromkeys(revoked, started)
+            self._revoked = OrderedDict(dict.fromkeys(revoked, started)) | self._revoked
+            if self._position is None and len(changes) < LATEST:
+                self._position = 0  # that is all of the feed: any number that is missing may still come
         for change in changes:
             if self._is_new(change.seq, started) and change.kind in KINDS:
                 self._forget(change, started)
@@ -217,18 +223,24 @@ class Memory:
         self.version += 1
         self._news.add((change.kind, change.id))
         if change.kind == "token":
-            self._revoked = {k: at for k, at in self._revoked.items() if now - at < REVOKED_SECONDS}
             self._revoked[change.id] = now
+            self._revoked.move_to_end(change.id)
+            while now - next(iter(self._revoked.values())) >= REVOKED_SECONDS:
+                self._revoked.popitem(last=False)
         elif change.kind == "tenant":
+            self._under_way = {name: work for name, work in self._under_way.items() if name == _FEED}
             gone = [place for place, entry in self._known.items() if _tenant_of(entry.value) == change.id]
             for place in gone:
                 del self._known[place]
             self._unknown.clear()  # it may have been asked for by a name that it had not then
         else:
-            self._known.pop((change.kind, change.id), None)
-            self._unknown.pop((change.kind, change.id), None)
+            place = (change.kind, change.id)
+            for name in [name for name in self._under_way if name[0] == place]:
+                del self._under_way[name]
+            self._known.pop(place, None)
+            self._unknown.pop(place, None)
 
-    async def _once(self, name: Hashable, work: Callable[[], Awaitable[Any]]) -> Any:
+    async def _once(self, name: _Flight, work: Callable[[], Awaitable[Any]]) -> Any:
         """Do `work`, or wait for the same that is under way."""
         while (other := self._under_way.get(name)) is not None:
             await asyncio.wait([other])
@@ -244,7 +256,8 @@ class Memory:
             raise
         finally:
             future.cancel()  # where this task was given up; whoever waits tries for itself
-            del self._under_way[name]
+            if self._under_way.get(name) is future:  # a change may have taken it away
+                del self._under_way[name]
         return future.result()
 
 

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from passlib.hash import argon2
 
+from auth.principal import SignInBusy
+
 _argon2id = argon2.using(type="ID", memory_cost=19 * 1024, time_cost=2, parallelism=1)
 
 _NOBODY = "$argon2id$v=19$m=19456,t=2,p=1$GIMQolSKkbL2Xmutde495w$+W6ssa63Bh4av2mMebKiB+tD1B1bfsMyoaJzctpzHnk"
@@ -33,16 +35,27 @@ def verify_password(password: str, stored: str | None) -> bool:
     return matches and stored is not None
 
 
+MAX_WAITING = 100
+"""So many passwords may wait for their turn: some three seconds."""
+
+
 class Hasher:
     """Compares passwords beside the event loop."""
 
     def __init__(self) -> None:
+        self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "argon2", initializer=_stand_back)
 
     async def verify(self, password: str, stored: str | None) -> bool:
-        """As `verify_password`, in its turn."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, verify_password, password, stored)
+        """As `verify_password`, in its turn. Raises SignInBusy where too many wait."""
+        if self._waiting >= MAX_WAITING:
+            raise SignInBusy
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, verify_password, password, stored)
+        finally:
+            self._waiting -= 1
 
     def close(self) -> None:
         """End the thread; those who still wait are refused by the cancellation of their turn."""

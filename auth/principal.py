@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,8 +41,8 @@ class Principal:
     `tenant_id` is None for an admin who signed in, `key_id` for one and for a token of the company's own
     identity provider; `user` is set for an admin alone. `models` are patterns, None for all. `expires_at`
     is UTC seconds: what runs then is cut. `allowance` is how many tokens a bought token may use in all.
-    `as_of` is how much of the accounts' change feed was known when this was decided. `secret_sha256` is of
-    the secret that was sent, where it was a key itself.
+    `as_of` is how much of the accounts' change feed was known when this was decided. `proof` is the
+    fingerprint of what it stands on: the secret of its key, or an admin's password.
     """
 
     scopes: frozenset[Scope]
@@ -56,7 +57,7 @@ class Principal:
     allowance: int | None = None
     expires_at: float | None = None
     as_of: int = 0
-    secret_sha256: bytes | None = field(default=None, repr=False, compare=False)
+    proof: str | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -70,6 +71,12 @@ class Principal:
     def may_use(self, model: str) -> bool:
         """Whether each of the lists that bind this caller (its key's, its token's) allows the model."""
         return all(any(matches(model, pattern) for pattern in patterns) for patterns in self.models)
+
+
+def fingerprint(stored: bytes | str) -> str:
+    """A short name of a stored hash that does not tell it."""
+    text = stored.encode() if isinstance(stored, str) else stored
+    return hashlib.sha256(b"sluicegate proof\0" + text).hexdigest()[:16]
 
 
 def matches(model: str, pattern: str) -> bool:
@@ -122,11 +129,10 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True)
 class StoredUser:
-    """An admin. Tokens issued before `changed_at` hold no more: the password is another one."""
+    """An admin. A token holds as long as the password that it was got with."""
 
     email: str
     password_hash: str
-    changed_at: datetime
 
 
 class Change(NamedTuple):
@@ -150,6 +156,14 @@ class NotAllowed(Exception):  # noqa: N818 - reads as what happened
     def __init__(self, text: str, code: str = "insufficient_scope") -> None:
         super().__init__(text)
         self.code = code
+
+
+class SignInBusy(Exception):  # noqa: N818 - reads as what happened
+    """So many passwords wait to be compared that one more would wait for too long."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many sign-ins are waiting. Try again in a moment.")
+        self.retry_after_seconds = 5
 
 
 class TooManyFailures(Exception):  # noqa: N818 - reads as what happened

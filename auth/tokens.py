@@ -23,7 +23,7 @@ ISSUER = "sluicegate"
 AUDIENCE = "sluicegate"
 
 _REQUIRED = frozenset({"exp", "iat", "iss", "aud", "sub", "jti", "scope"})
-_OPTIONAL = frozenset({"key", "user", "end_user", "models", "max_streams", "max_tokens"})
+_OPTIONAL = frozenset({"key", "user", "end_user", "models", "max_streams", "max_tokens", "proof"})
 _MAX_INTEGER = 2**53 - 1  # RFC 8259, 6: what every reader of JSON takes for the same number
 
 
@@ -33,7 +33,8 @@ class Claims:
 
     `key_id` is set when an API key bought it, `user` when an admin signed in. `issued_at` and `expires_at`
     are whole UTC seconds. `models` are patterns, None for all; `max_streams` is how many streams it may have
-    at one time, `max_tokens` how many tokens it may use in its life; None for no limit of its own.
+    at one time, `max_tokens` how many tokens it may use in its life; None for no limit of its own. `proof` is
+    the fingerprint of what it was got with, a key's secret or an admin's password: it ends with that.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Claims:
     models: tuple[str, ...] | None = None
     max_streams: int | None = None
     max_tokens: int | None = None
+    proof: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class TokenSigner:
         models: Sequence[str] | None = None,
         max_streams: int | None = None,
         max_tokens: int | None = None,
+        proof: str | None = None,
     ) -> SignedToken:
         """A token that holds from `now` (UTC seconds) for `ttl_seconds`.
 
@@ -101,6 +104,7 @@ class TokenSigner:
             "models": None if models is None else list(models),
             "max_streams": max_streams,
             "max_tokens": max_tokens,
+            "proof": proof,
         }
         claims |= {name: value for name, value in optional.items() if value is not None}
         meant = _read(claims, now)
@@ -147,6 +151,7 @@ def _read(claims: dict[str, Any], now: float) -> Claims:
         models=_texts(claims["models"]) if "models" in claims else None,
         max_streams=_number(claims["max_streams"]) if "max_streams" in claims else None,
         max_tokens=_number(claims["max_tokens"]) if "max_tokens" in claims else None,
+        proof=_text(claims["proof"]) if "proof" in claims else None,
     )
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -21,7 +22,7 @@ from api.adapters.keys_sql import SqlKeys
 from api.adapters.tables_sql import api_keys, audit_log, revoked_tokens, tenants, users
 from api.core.ids import ENTROPY_BYTES, sortable_id
 from api.ports import AccountsUnavailable
-from auth.memory import token_name
+from auth.memory import REVOKED_SECONDS, token_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -182,8 +183,11 @@ class SqlAccounts:
     async def revoke_token(self, tenant_id: str | None, token_id: str, *, by: Actor) -> None:
         """Revoke a token of that tenant (None: of an admin), whether or not there is one."""
         tenant = tenant_id or ""
-        row = {"tenant_id": tenant, "token_id": token_id, "revoked_at": self._book.clock.now()}
+        now = self._book.clock.now()
+        row = {"tenant_id": tenant, "token_id": token_id, "revoked_at": now}
+        ended = revoked_tokens.c.revoked_at < now - timedelta(seconds=REVOKED_SECONDS)
         async with self._book.writing() as connection:
+            await connection.execute(delete(revoked_tokens).where(ended))
             await _put(connection, revoked_tokens, row)
             name = token_name(tenant_id, token_id)
             await self._book.note(connection, "token.revoke", name, by=by, tenant_id=tenant_id)
@@ -196,7 +200,7 @@ class SqlAccounts:
     async def put_admin(self, email: str, password_hash: str, *, by: Actor) -> None:
         """Create an admin, or change the password."""
         email = email.casefold()
-        row = {"email": email, "password_hash": password_hash, "changed_at": self._book.clock.now()}
+        row = {"email": email, "password_hash": password_hash}
         async with self._book.writing() as connection:
             await _put(connection, users, row)
             await self._book.note(connection, "user.put", email, by=by)
@@ -212,11 +216,15 @@ class SqlAccounts:
 
     async def used(self, times: Mapping[str, datetime]) -> None:
         """Write when keys were last used; in the order of their ids, so that two workers cannot lock up."""
+        if not times:
+            return
         last = api_keys.c.last_used_at
+        older = (api_keys.c.id == bindparam("key"), or_(last.is_(None), last < bindparam("at")))
+        rows = [{"key": key_id, "at": at} for key_id, at in sorted(times.items())]
         async with self._book.writing() as connection:
-            for key_id, at in sorted(times.items()):
-                older = (api_keys.c.id == key_id, or_(last.is_(None), last < at))
-                await connection.execute(update(api_keys).where(*older).values(last_used_at=at))
+            await connection.execute(
+                update(api_keys).where(*older).values(last_used_at=bindparam("at")), rows
+            )
 
     # --- the audit log --------------------------------------------------------------------------
 

@@ -93,8 +93,8 @@ class SqlKeys:
                 raise NoSuchKey(key_id)
             values = {
                 "secret_sha256": key.sha256,
-                "previous_sha256": row["secret_sha256"],
-                "previous_until": until,
+                "previous_sha256": row["secret_sha256"] if grace_seconds else None,
+                "previous_until": until if grace_seconds else None,
             }
             row = await self._set(connection, key_id, values)
             await self._note(connection, "key.rotate", row, by=by, grace_seconds=grace_seconds)

@@ -108,7 +108,6 @@ users = Table(
     metadata,
     Column("email", String(320), primary_key=True),
     Column("password_hash", String(200), nullable=False),
-    Column("changed_at", UtcTime, nullable=False, server_default="1970-01-01 00:00:00"),
 )
 
 revoked_tokens = Table(

@@ -120,7 +120,9 @@ def cell(value: Any) -> str:
     """A value in a table; nothing for None."""
     if value is None:
         return ""
-    return f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)
+    text = f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)
+    # What somebody else wrote must not move the cursor, nor look like another line.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

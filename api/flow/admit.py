@@ -10,15 +10,21 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from api.core.dialects.openai_chat import choices_of, limited, output_limit_of
+import msgspec
+
+from api.core.dialects.openai_chat import choices_of, is_text_alone, limited, output_limit_of
 from api.core.ids import ENTROPY_BYTES, sortable_id
 from api.core.usage import encoding_of
-from api.errors import Draining
+from api.errors import BadRequest, Draining
 from api.ports import Allowance, LimiterUnavailable, Permit
 
 if TYPE_CHECKING:
     from api.flow.gate import Gate
     from api.flow.stream import Stream
+
+
+_OUTPUT_TOKENS = 4096
+"""What is reserved for an answer whose length the request does not limit."""
 
 
 async def admit(gate: Gate, stream: Stream) -> Permit:
@@ -56,12 +62,21 @@ async def _acquire(gate: Gate, stream: Stream, allowance: Allowance | None) -> P
 
 
 async def _allowance(gate: Gate, stream: Stream, total: int) -> tuple[Allowance, int]:
-    """What to reserve, and how much of it is the prompt."""
+    """What to reserve, and how much of it is for the prompt."""
     assert stream.caller.token_id is not None  # noqa: S101 - only a token has an allowance
-    body, prompt = stream.order.body, stream.order.meter.prompt
-    counts = await gate.tokenizer.count(prompt.texts, encoding_of(body["model"])[0])
-    inputs, choices = sum(counts) + prompt.overhead_tokens, choices_of(body)
-    asked = output_limit_of(body)
-    most = total if asked is None else inputs + asked * choices
+    inputs, choices = await _input_tokens(gate, stream), choices_of(stream.order.body)
+    asked = output_limit_of(stream.order.body) or _OUTPUT_TOKENS
     least = inputs + choices
-    return Allowance(stream.caller.token_id, total, least, max(most, least)), inputs
+    most = max(inputs + asked * choices, least)
+    return Allowance(stream.caller.token_id, total, least, most), inputs
+
+
+async def _input_tokens(gate: Gate, stream: Stream) -> int:
+    """What the prompt costs, or more. Raises BadRequest where nobody knows before."""
+    body, prompt = stream.order.body, stream.order.meter.prompt
+    if prompt.countable:
+        counts = await gate.tokenizer.count(prompt.texts, encoding_of(body["model"])[0])
+        return sum(counts) + prompt.overhead_tokens
+    if not is_text_alone(body):
+        raise BadRequest("A token with an allowance can send text alone, no images or files.", "messages")
+    return len(msgspec.json.encode(body))  # tools, too, are text: no token is shorter than a byte

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from api.flow.stream import Stream
     from api.ports import Clock, Doorbell, Ledger, Limiter, Policy, Tokenizer, Upstream
     from auth.authenticator import Authenticator
+    from auth.memory import CredentialStore
 
 
 def _set_event() -> asyncio.Event:
@@ -38,6 +39,7 @@ class Gate:
     ledger: Ledger
     upstream: Upstream
     accounts: Accounts
+    credentials: CredentialStore
     authenticator: Authenticator
     doorbell: Doorbell
     tokenizer: Tokenizer

@@ -25,6 +25,8 @@ log = logging.getLogger("sluicegate.settle")
 
 async def settle(gate: Gate, stream: Stream) -> None:
     """Book out `stream`, whose ending is decided."""
+    if stream.called and stream.permit is not None:
+        stream.used_tokens = stream.permit.granted_tokens  # unless it is known better
     try:
         if stream.booking is not None:
             await _write(gate, stream)
@@ -44,7 +46,9 @@ async def _write(gate: Gate, stream: Stream) -> None:
     ended = gate.clock.monotonic()
     first = stream.first_token_at
     usage = await measure(gate, stream)
-    stream.used_tokens = usage.input_tokens + usage.output_tokens
+    if usage.certainty is Certainty.EXACT:  # only an exact usage refunds what was reserved (ADR 3)
+        stream.used_tokens = 0
+    stream.used_tokens = max(stream.used_tokens, usage.input_tokens + usage.output_tokens)
     event = UsageEvent(
         booking=stream.booking,
         answered_model=stream.order.meter.model,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from api.flow.gate import Gate
     from api.flow.stream import Stream
 
+_USED_AT_ONCE = 200
+
 log = logging.getLogger("sluicegate.watch")
 
 
@@ -28,22 +30,18 @@ class Watch:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._doubts: set[tuple[str, str]] = set()
-        self._noted_at = gate.clock.monotonic()
         self._blind = False
 
     async def run(self) -> None:
         """Until cancelled. A round that fails is logged, and the next one comes."""
-        policy = self._gate.policy
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(policy.watch_seconds):
+                async with asyncio.timeout(self._gate.policy.watch_seconds):
                     await self._gate.changed.wait()
             self._gate.changed.clear()
             try:
                 await self.look()
                 self._blind = False
-                if self._gate.clock.monotonic() - self._noted_at >= policy.last_used_seconds:
-                    await self.note_used()
             except AccountsUnavailable as error:
                 if not self._blind:
                     log.warning("accounts cannot be read, nobody new gets in: %s", error)
@@ -56,17 +54,39 @@ class Watch:
         memory = self._gate.authenticator.memory
         await memory.refresh()
         self._doubts |= memory.take_news()
-        if self._doubts:
-            for stream in list(self._gate.live.values()):
-                if self._doubts.intersection(_names(stream)):
-                    await recheck(self._gate, stream)
-            self._doubts.clear()
+        if not self._doubts:
+            return
+        streams = list(self._gate.live.values())
+        for tenant_id in [name for kind, name in self._doubts if kind == "tenant"]:
+            await self._look_at_tenant(tenant_id, [s for s in streams if s.caller.tenant_id == tenant_id])
+        doubted = [stream for stream in streams if self._doubts.intersection(_names(stream))]
+        await asyncio.gather(*(recheck(self._gate, stream) for stream in doubted))
+        self._doubts.clear()
 
-    async def note_used(self) -> None:
-        """Write when keys were last used."""
-        self._noted_at = self._gate.clock.monotonic()
-        if used := self._gate.authenticator.take_used():
-            await self._gate.accounts.used(used)
+    async def _look_at_tenant(self, tenant_id: str, streams: list[Stream]) -> None:
+        """One look-up decides for all of its streams; each key's own changes have entries of their own."""
+        if streams:
+            tenant = await self._gate.authenticator.memory.tenant(tenant_id)
+            if tenant is None or not tenant.active:
+                for stream in streams:
+                    stream.cut(Happening.REVOKED)
+
+
+async def note_used_for_ever(gate: Gate) -> None:
+    """Write when keys were last used, every minute, beside everything else."""
+    while True:
+        await asyncio.sleep(gate.policy.last_used_seconds)
+        await note_used(gate)
+
+
+async def note_used(gate: Gate) -> None:
+    """Write when keys were last used, a few at a time; what cannot be written is not worth more."""
+    used = sorted(gate.authenticator.take_used().items())
+    try:
+        for start in range(0, len(used), _USED_AT_ONCE):
+            await gate.accounts.used(dict(used[start : start + _USED_AT_ONCE]))
+    except Exception as error:  # noqa: BLE001 - nothing depends on it
+        log.warning("it was not written when %d keys were last used: %s", len(used), type(error).__name__)
 
 
 async def recheck(gate: Gate, stream: Stream) -> None:
@@ -78,9 +98,8 @@ async def recheck(gate: Gate, stream: Stream) -> None:
 
 
 def _names(stream: Stream) -> set[tuple[str, str]]:
-    """What a change would be called that concerns the stream."""
-    caller = stream.caller
-    names = {("tenant", caller.tenant_id or "")}
+    """What a change of its own credential would be called."""
+    caller, names = stream.caller, set()
     if caller.key_id is not None:
         names.add(("key", caller.key_id))
     if caller.token_id is not None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ValidationError
 
 from api.errors import BadRequest
+from auth.dependencies import still_holds
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+
+BODY_SECONDS = 60
+"""How long a caller may take to send a body: somebody who never does must not be waited for."""
 
 MAX_OBJECTS = 50_000
 MAX_ITEMS = 4096
@@ -20,11 +25,17 @@ M = TypeVar("M", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[M], *, optional: bool = False) -> tuple[M, dict[str, Any]]:
-    """The body, checked, and as it came. Raises BadRequest (400, or 413 from the edge).
+    """The body, checked, and as it came. Raises BadRequest (400, 408, or 413 from the edge).
 
-    An empty one is taken for `{}` where it is `optional`.
+    An empty one is taken for `{}` where it is `optional`. A caller may have taken its time to send it, so
+    its credential is looked at again: raises NotAuthenticated where it holds no more (P9).
     """
-    raw = await request.body()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await request.body()
+    except TimeoutError:
+        raise BadRequest(f"The body did not come within {BODY_SECONDS} seconds.", status=408) from None
+    await still_holds(request)
     if raw.count(b"{") > MAX_OBJECTS:
         raise BadRequest(f"The body has more than {MAX_OBJECTS} objects.", status=413)
     if not raw and optional:

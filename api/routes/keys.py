@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from api.accounts import Actor
     from api.flow.gate import Gate
 
-router = APIRouter()
 admin = APIRouter(prefix="/admin", tags=["admin: keys"])
 own = APIRouter(prefix="/v1", tags=["your keys"])
 
@@ -151,7 +150,3 @@ def _grantable(view: str | None, scopes: list[Scope] | None) -> None:
     """A tenant's admin decides over its tenant alone."""
     if view is not None and Scope.ADMIN in (scopes or ()):
         raise BadRequest("Only an admin of the gateway can grant the scope `admin`.", "scopes")
-
-
-router.include_router(admin)
-router.include_router(own)

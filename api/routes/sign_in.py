@@ -14,10 +14,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from api.deps import Anyone, By, GateDep, SignerDep, Tenant, actor_named
 from api.errors import BadRequest
 from api.routes.bodies import openapi_body, read_body
-from api.routes.throttles import by_account, by_address
+from api.routes.throttles import by_account, by_address, by_caller
 from api.schema_accounts import LoginIn, TokenIn, TokenOut
 from auth.passwords import Hasher
-from auth.principal import NotAuthenticated, Principal, Scope
+from auth.principal import NotAuthenticated, Principal, Scope, fingerprint
 
 if TYPE_CHECKING:
     from slowapi import Limiter
@@ -36,13 +36,7 @@ async def _login(request: Request) -> LoginIn:
     return asked
 
 
-async def _key(request: Request, caller: Tenant) -> Principal:
-    request.state.account = caller.key_id or caller.token_id
-    return caller
-
-
 Login = Annotated[LoginIn, Depends(_login)]
-Buyer = Annotated[Principal, Depends(_key)]
 
 
 def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
@@ -58,19 +52,19 @@ def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
         openapi_extra=openapi_body(LoginIn),
     )
     async def login(asked: Login, gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
-        """An admin's password buys a token with the scope `admin`."""
-        user = await gate.authenticator.memory.user(asked.email.casefold())
+        """An admin's password buys a token with the scope `admin`, which holds as long as the password."""
+        user = await gate.credentials.find_user(asked.email)
         good = await hasher.verify(asked.password, user.password_hash if user else None)
         by = actor_named(f"user:{asked.email.casefold()}", request)
         await gate.accounts.note("ok" if good else "refused", "login", asked.email.casefold(), by=by)
         if user is None or not good:
             raise NotAuthenticated("Wrong e-mail address or password.")
-        changed = int(user.changed_at.timestamp())  # a token of the same second could be from before it
         token = signer.sign(
-            now=max(gate.clock.unix(), changed + 1),
+            now=gate.clock.unix(),
             ttl_seconds=ADMIN_TOKEN_SECONDS,
             scopes=frozenset({Scope.ADMIN}),
             user=user.email,
+            proof=fingerprint(user.password_hash),
         )
         return TokenOut(id=token.id, access_token=token.text, expires_in=ADMIN_TOKEN_SECONDS)
 
@@ -78,25 +72,30 @@ def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
         "/tokens",
         dependencies=[
             by_address(limiter, _TOKENS, "tokens"),
-            by_account(limiter, _TOKENS_OF_ACCOUNT, "tokens", _key),
+            by_caller(limiter, _TOKENS_OF_ACCOUNT, "tokens"),
         ],
         openapi_extra=openapi_body(TokenIn),
     )
-    async def tokens(caller: Buyer, gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
+    async def tokens(caller: Tenant, gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
         """An API key buys a token of minutes, for a browser or an end user; never wider than the key."""
         asked, _ = await read_body(request, TokenIn, optional=True)
         if caller.token_id is not None:
             raise BadRequest("A token cannot buy a token; use the API key.")
-        token = signer.sign(
-            now=gate.clock.unix(),
-            ttl_seconds=asked.ttl_seconds,
-            scopes=_narrowed(caller, asked),
-            key_id=caller.key_id,
-            end_user=asked.end_user,
-            models=None if asked.models is None else tuple(asked.models),
-            max_streams=asked.max_streams,
-            max_tokens=asked.max_tokens,
-        )
+        scopes = _narrowed(caller, asked)
+        try:
+            token = signer.sign(
+                now=gate.clock.unix(),
+                ttl_seconds=asked.ttl_seconds,
+                scopes=scopes,
+                key_id=caller.key_id,
+                end_user=asked.end_user,
+                models=asked.models,
+                max_streams=asked.max_streams,
+                max_tokens=asked.max_tokens,
+                proof=caller.proof,
+            )
+        except ValueError:
+            raise BadRequest("The token would be too long: name fewer models.", "models") from None
         return TokenOut(id=token.id, access_token=token.text, expires_in=asked.ttl_seconds)
 
     @routes.post("/logout", status_code=204)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, Request
 from slowapi import Limiter
+from slowapi.errors import RateLimitExceeded
 
+from api.deps import Anyone
 from auth.dependencies import address_of
 from auth.door import household
 
@@ -57,6 +59,15 @@ def by_account(limiter: Limiter, rate: str, name: str, account: Callable[..., An
     return Depends(check)
 
 
+async def _caller(request: Request, caller: Anyone) -> None:
+    request.state.account = caller.key_id or caller.token_id
+
+
+def by_caller(limiter: Limiter, rate: str, name: str) -> Any:
+    """At most `rate` calls for one key, or one token."""
+    return by_account(limiter, rate, name, _caller)
+
+
 def _limited(
     limiter: Limiter, rate: str, name: str, key: Callable[[Request], str]
 ) -> Callable[[Request], None]:
@@ -65,4 +76,14 @@ def _limited(
 
     check.__name__ = name  # what slowapi counts by
     limited: Callable[[Request], None] = limiter.limit(rate, key_func=key)(check)
-    return limited
+
+    def twice(request: Request) -> None:
+        """When Redis falls silent slowapi raises for all but the first that notice; then it counts here."""
+        try:
+            limited(request)
+        except RateLimitExceeded:
+            raise
+        except Exception:  # noqa: BLE001 - whatever its storage raises
+            limited(request)
+
+    return twice

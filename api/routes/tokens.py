@@ -16,9 +16,10 @@ from api.schema import PRINTABLE
 from api.schema_accounts import AuditPage, TokenId
 
 router = APIRouter()
+own = APIRouter(prefix="/v1", tags=["your keys"])
 
 
-@router.delete("/v1/tokens/{token_id}", status_code=204, tags=["your keys"])
+@own.delete("/tokens/{token_id:path}", status_code=204)
 async def revoke_own_token(caller: Tenant, by: By, gate: GateDep, token_id: TokenId) -> Response:
     """Revoke a token of your tenant, with an API key. Its streams are cut."""
     if caller.token_id is not None:
@@ -28,7 +29,7 @@ async def revoke_own_token(caller: Tenant, by: By, gate: GateDep, token_id: Toke
     return Response(status_code=204)
 
 
-@router.delete("/admin/tokens/{token_id}", status_code=204, tags=["admin: tokens"])
+@router.delete("/admin/tokens/{token_id:path}", status_code=204, tags=["admin: tokens"])
 async def revoke_token(
     _admin: Admin,
     by: By,

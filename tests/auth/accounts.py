@@ -13,7 +13,16 @@ from auth.authenticator import Authenticator
 from auth.door import Door
 from auth.issuers import ForeignClaims
 from auth.memory import LATEST, Memory
-from auth.principal import TENANT_SCOPES, Change, NotAuthenticated, Scope, StoredKey, StoredTenant, StoredUser
+from auth.principal import (
+    TENANT_SCOPES,
+    Change,
+    NotAuthenticated,
+    Scope,
+    StoredKey,
+    StoredTenant,
+    StoredUser,
+    fingerprint,
+)
 from auth.tokens import TokenSigner
 from tests.auth.support import NOW, SECRET, HandClock
 from tests.support.openid import base64url, compact
@@ -139,8 +148,8 @@ class HandStore:
         self.keys[key.id] = StoredKey(key.id, self.tenants[tenant_id], key.sha256, **values)
         return key
 
-    def add_user(self, email: str = "ann@gate", changed_at: float = -1.0) -> None:
-        self.users[email] = StoredUser(email, "hash", at(changed_at))
+    def add_user(self, email: str = "ann@gate", password_hash: str = "hash") -> None:
+        self.users[email] = StoredUser(email, password_hash)
 
     def change_key(self, key: keys.ApiKey, **changes: Any) -> None:
         """Change the row and write it down in the feed."""
@@ -193,7 +202,9 @@ class Bench:
 
     def token(self, ttl_seconds: int = 600, **claims: Any) -> str:
         """A token of our own, of now."""
-        claims = {"scopes": TENANT_SCOPES} | claims
+        user = self.store.users.get(claims.get("user", ""))
+        proof = None if user is None else fingerprint(user.password_hash)
+        claims = {"scopes": TENANT_SCOPES, "proof": proof} | claims
         return SIGNER.sign(now=self.clock.unix(), ttl_seconds=ttl_seconds, **claims).text
 
     async def ask(self, credential: str | keys.ApiKey, address: str = HOME) -> Principal:

@@ -17,6 +17,7 @@ from tests.auth.accounts import (
     PLACES,
     Away,
     Bench,
+    at,
     bench_of_places,
     put_key,
     start,
@@ -116,7 +117,8 @@ async def shut(bench: Bench, address: str = HOME) -> None:
     """Fail until the door is closed for the address."""
     for _ in range(LIMIT):
         with pytest.raises(NotAuthenticated):
-            await bench.ask("sg_nonsense", address)
+            await bench.ask(keys.mint(), address)
+    bench.store.calls.clear()
 
 
 async def test_from_a_closed_address_an_unknown_key_reaches_no_store(bench):
@@ -162,24 +164,45 @@ async def test_a_token_that_was_signed_works_from_a_closed_address(bench):
     assert (await bench.ask(bench.token(key_id=key.id))).key_id == key.id
 
 
-@pytest.mark.parametrize("what", ["unknown key", "wrong secret", "typing error", "junk", "expired token"])
-async def test_whatever_does_not_hold_is_a_failure(bench, what):
-    """All of them count alike."""
-    known = bench.store.add_key()
+@pytest.mark.parametrize(
+    ("what", "counts"),
+    [
+        ("unknown key", True),
+        ("wrong secret", False),
+        ("typing error", False),
+        ("junk", False),
+        ("expired token", False),
+        ("revoked key", False),
+    ],
+)
+async def test_only_keys_that_there_are_not_close_the_door(bench, what, counts):
+    """They alone cost a look-up each; whoever polls with a revoked key takes nothing from its neighbours."""
+    known, revoked = bench.store.add_key(), bench.store.add_key(revoked_at=at(-1))
     token = bench.token(ttl_seconds=1, key_id=known.id)
     bench.clock.seconds += 1
     credential = {
-        "unknown key": keys.mint().text,
         "wrong secret": keys.mint(known.id).text,
         "typing error": known.text[:-1],
         "junk": "junk",
         "expired token": token,
-    }[what]
+        "revoked key": revoked.text,
+    }
     for _ in range(LIMIT):
         assert not closed(bench.door)
         with pytest.raises(NotAuthenticated):
-            await bench.ask(credential)
-    assert closed(bench.door)
+            await bench.ask(credential.get(what) or keys.mint().text)
+    assert closed(bench.door) == counts
+
+
+async def test_a_key_in_use_is_never_asked_for_at_the_door(bench):
+    """What was known before is not invented: it is read again every 30 s, also while the door is closed."""
+    key = bench.store.add_key()
+    await bench.ask(key)
+    for _ in range(40):
+        for _ in range(LIMIT):
+            bench.door.failed(HOME)
+        await bench.later(1)
+        assert (await bench.ask(key)).key_id == key.id
 
 
 async def test_what_the_caller_cannot_help_is_no_failure(bench):

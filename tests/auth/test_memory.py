@@ -78,7 +78,7 @@ async def test_the_feed_is_read_by_the_request_when_nobody_else_did(bench):
     await bench.memory.key("k")
     assert bench.store.count("feed") == 1
     bench.clock.seconds = 1.0
-    bench.store.users["ann@gate"] = StoredUser("ann@gate", "new", at(1))
+    bench.store.users["ann@gate"] = StoredUser("ann@gate", "new")
     bench.store.note("user", "ann@gate")
     assert (await bench.memory.user("ann@gate")).password_hash == "new"
     assert bench.store.count("feed") == 2
@@ -256,7 +256,7 @@ async def test_an_answer_that_a_change_has_overtaken_is_not_kept(bench, place):
     put_key(bench, "no")
     bench.store.add_user("no")
     bench.store.add_tenant("no")
-    bench.store.add_user("ann@gate", changed_at=1)
+    bench.store.add_user("ann@gate", "another")
     bench.store.add_tenant("tn_1", max_streams=1)
     bench.store.note(place[0], "tn_1" if place == ("tenant", "acme") else place[1])
     await bench.later(0.1)
@@ -275,15 +275,15 @@ async def test_of_all_that_wait_only_who_came_before_the_change_gets_the_old_ans
     old, new = bench.store.hold("user"), bench.store.hold("user")
     before = start(bench, ("user", "ann@gate"), 3)
     await bench.store.asked("user")
-    bench.store.add_user(changed_at=1)
+    bench.store.add_user(password_hash="another")
     bench.store.note("user", "ann@gate")
     await bench.later(0.1)
     behind = start(bench, ("user", "ann@gate"), 3)
     await until_all_wait([*before, *behind])
     new.set()
     old.set()
-    assert {user.changed_at for user in await asyncio.gather(*before)} == {at(-1)}
-    assert {user.changed_at for user in await asyncio.gather(*behind)} == {at(1)}
+    assert {user.password_hash for user in await asyncio.gather(*before)} == {"hash"}
+    assert {user.password_hash for user in await asyncio.gather(*behind)} == {"another"}
     assert bench.store.count("user") == 2
 
 

@@ -58,11 +58,11 @@ async def test_whoever_joins_an_old_reading_reads_again() -> None:
     bench = bench_of_places()
 
     def change() -> None:
-        bench.store.add_user(changed_at=1)
+        bench.store.add_user(password_hash="another")
         bench.store.note("user", "ann@gate")
 
     late = await slow_reading(bench, change, lambda: bench.memory.user("ann@gate"))
-    assert late.result().changed_at == at(1)
+    assert late.result().password_hash == "another"
 
 
 async def test_a_foreign_admins_token_is_refused_behind_a_slow_reading() -> None:
@@ -192,5 +192,25 @@ async def test_the_end_of_a_grace_ends_what_began_before_the_rotation(grace, sec
     if holds:
         await bench.authenticator.again(caller)
     else:
+        with pytest.raises(NotAuthenticated):
+            await bench.authenticator.again(caller)
+
+
+@pytest.mark.parametrize(("grace", "seconds", "holds"), [(None, 0, False), (5, 4, True), (5, 6, False)])
+async def test_a_bought_token_ends_with_the_secret_that_bought_it(grace, seconds, holds) -> None:
+    """A secret that leaked takes with it what was bought with it, when its grace is over."""
+    bench = Bench()
+    key = bench.store.add_key()
+    bought = bench.token(key_id=key.id, proof=(await bench.ask(key)).proof)
+    caller = await bench.ask(bought)
+    previous = {} if grace is None else {"previous_sha256": key.sha256, "previous_until": at(grace)}
+    bench.store.change_key(key, secret_sha256=keys.mint(key.id).sha256, **previous)
+    await bench.later(seconds)
+    if holds:
+        assert (await bench.ask(bought)).expires_at == at(grace).timestamp()
+        await bench.authenticator.again(caller)
+    else:
+        with pytest.raises(NotAuthenticated):
+            await bench.ask(bought)
         with pytest.raises(NotAuthenticated):
             await bench.authenticator.again(caller)

@@ -121,7 +121,6 @@ async def test_lookups_fail_closed_and_heal(outage, engine) -> None:
     assert found is not None
 
 
-@pytest.mark.parametrize("outage", ["sqlite locked", "postgresql unreachable"], indirect=True)
 async def test_changes_fail_closed_and_heal(outage, engine) -> None:
     """A change that the database did not take is AccountsUnavailable, and can be made when it is back."""
     world = await populated(SqlAccounts(engine, Clock()))

@@ -43,7 +43,7 @@ async def test_an_admin_made_twice_at_one_time_has_the_later_password(accounts, 
     """Two workers start with the same ADMIN_EMAIL: neither fails."""
     tasks = Tasks()
     async with witness.connect() as rival:
-        await rival.execute(insert(users).values(email="a@b", password_hash="x", changed_at=START))
+        await rival.execute(insert(users).values(email="a@b", password_hash="x"))
         mine = tasks.start(accounts.put_admin("a@b", "y", by=BY), name="put")
         await until_waiting(witness, 1)
         await rival.commit()

@@ -135,16 +135,19 @@ async def test_a_spent_allowance_stays_spent(limiter) -> None:
     assert [await granted(limiter, "x", 1, most) for most in (1, 50)] == [0, 0]
 
 
-async def test_a_dead_workers_reservation_comes_back(client) -> None:
-    """P4: when its lease has run out and not before; it is charged nothing that nobody knows of."""
+async def test_a_dead_workers_reservation_counts_as_spent(client) -> None:
+    """P5: nobody knows what it did not use, so none of it is given to others; the slot is free again."""
     limiter = RedisLimiter(client, lease_seconds=0.2, timeout_seconds=BOUND_SECONDS)
     assert await granted(limiter, "dead", 1, 80) == 80
-    assert await granted(limiter, "early", 21, 50) == 0
 
-    async def heir() -> bool:
-        return await granted(limiter, "heir", 100, 100) == 100
+    async def gone() -> bool:
+        return await limiter.live("tn_a") == 0
 
-    await eventually(heir)
+    await eventually(gone)
+    assert await granted(limiter, "heir", 21, 50) == 0
+    assert await granted(limiter, "heir", 1, 50) == 20
+    counted = await client.hgetall(f"sg:{{tn_a}}:allowance:{TOKEN}")
+    assert counted == {b"spent": b"80", b"heir": b"20"}
 
 
 async def test_a_live_stream_keeps_its_reservation(limiter) -> None:
@@ -254,8 +257,10 @@ class Model:
             self.spent += used
 
     def die(self, name: str) -> None:
-        """Its lease has run out; nobody knows what it used."""
-        self.live.pop(name, None)
+        """Its lease has run out; nobody knows what it did not use."""
+        reserved = self.live.pop(name, None)
+        if reserved is not None and self.spent is not None:
+            self.spent += reserved
 
     def empty(self) -> None:
         """Redis has forgotten everything."""

@@ -136,13 +136,11 @@ async def test_a_deleted_tenant_is_not_found(accounts, credentials) -> None:
 
 
 async def test_an_admin_is_found_whatever_the_case_of_the_address(accounts, credentials) -> None:
-    """With the hash and the moment of the last change; others, and pieces of an address, are nobody."""
+    """With the hash; others, and pieces of an address, are nobody."""
     await accounts.put_admin("Root@Straße.example", "a hash", by=BY)
-    (entry,) = await accounts.audit()
     for asked in ("root@strasse.example", "ROOT@STRASSE.EXAMPLE", "rOOt@straße.Example"):
         found = await credentials.find_user(asked)
-        assert found == StoredUser("root@strasse.example", "a hash", found.changed_at)
-        assert entry.at - timedelta(seconds=5) < found.changed_at < entry.at
+        assert found == StoredUser("root@strasse.example", "a hash")
     for other in ("", "root", "root@strasse.exampl", "%", "root_strasse.example"):
         assert await credentials.find_user(other) is None
 

@@ -160,7 +160,7 @@ async def test_a_rotated_key_has_two_secrets_until_the_grace_is_over(accounts, c
     info, first = await key(accounts, one, **asdict(FULL))
     neighbour, _ = await key(accounts, one)
     said = [first]
-    for grace in (3600, 0):
+    for grace in (3600, 60):
         rotated, new = await accounts.keys(None).rotate(info.id, grace_seconds=grace, by=BY)
         said.append(new)
         at = (await accounts.audit(action="key.rotate"))[0].at
@@ -171,6 +171,15 @@ async def test_a_rotated_key_has_two_secrets_until_the_grace_is_over(accounts, c
         assert [stored.previous_sha256, stored.secret_sha256] == [sha256(one) for one in said[-2:]]
         assert stored.previous_until == rotated.previous_until
     assert await accounts.keys(None).get(neighbour.id) == neighbour
+
+
+async def test_a_secret_that_leaked_has_no_grace(accounts, credentials) -> None:
+    """Without a grace the one before is gone at once, whatever any worker's clock says."""
+    info, _ = await key(accounts, await tenant(accounts))
+    rotated, new = await accounts.keys(None).rotate(info.id, grace_seconds=0, by=BY)
+    stored = await credentials.find_key(info.id)
+    assert (stored.secret_sha256, stored.previous_sha256) == (sha256(new), None)
+    assert rotated.previous_until is stored.previous_until is None
 
 
 async def test_a_second_rotation_drops_the_oldest_secret(accounts, credentials) -> None:

@@ -9,10 +9,12 @@ from dataclasses import replace
 import pytest
 
 from api.core.booking import Ended, Happening
+from api.core.dialects import openai_chat
 from api.flow.tend import tick
 from api.flow.watch import Watch
 from api.ports import AccountsUnavailable
 from auth.memory import token_name
+from auth.principal import StoredTenant
 from tests.support.hand import DONE, FINISH, USAGE, Hand, token
 
 
@@ -26,10 +28,10 @@ async def flowing(hand: Hand) -> asyncio.Task[None]:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("key", "k1"), ("tenant", "tn_1"), ("token", token_name("tn_1", "jti"))],
+    [("key", "k1"), ("token", token_name("tn_1", "jti"))],
 )
 async def test_a_change_of_its_credential_cuts_a_stream(kind: str, name: str) -> None:
-    """P9: by its key, its tenant or its token; a well-formed error ends it, and its tokens are settled."""
+    """P9: by its key or its token; a well-formed error ends it, and its tokens are settled."""
     hand = Hand()
     hand.caller = replace(hand.caller, token_id="jti")
     running = await flowing(hand)
@@ -41,6 +43,22 @@ async def test_a_change_of_its_credential_cuts_a_stream(kind: str, name: str) ->
     [event] = hand.ledger.events
     assert (event.ended, event.cause, event.usage.output_tokens) == (Ended.CUT, Happening.REVOKED, 1)
     assert not hand.limiter.taken
+
+
+@pytest.mark.parametrize("state", ["suspended", "gone", "active"])
+async def test_one_look_at_a_tenant_decides_for_all_of_its_streams(state: str) -> None:
+    """P9: suspended or deleted, they are cut without a look-up for each key; else no key is asked for."""
+    hand = Hand()
+    running = await flowing(hand)
+    hand.authenticator.revoked = True  # whoever asked for the key would cut the stream
+    if state != "gone":
+        hand.authenticator.tenants["tn_1"] = StoredTenant("tn_1", state == "active", max_streams=1)
+    hand.authenticator.change("tenant", "tn_1")
+    await Watch(hand.gate).look()
+    hand.upstream.feed(FINISH + USAGE + DONE)
+    await running
+    cause = Happening.TERMINAL if state == "active" else Happening.REVOKED
+    assert hand.ledger.events[0].cause is cause
 
 
 @pytest.mark.parametrize(
@@ -163,3 +181,52 @@ async def test_a_request_that_asks_for_less_is_not_given_more() -> None:
     await hand.start()
     assert hand.upstream.bodies[0]["max_completion_tokens"] == 5
     assert "max_tokens" not in hand.upstream.bodies[0]
+
+
+async def test_a_stream_that_was_stopped_early_gives_nothing_back() -> None:
+    """ADR 3: only an exact usage refunds what was reserved; the provider may have produced more than came."""
+    hand = Hand()
+    hand.caller = replace(hand.caller, token_id="jti", allowance=500)
+    running = await flowing(hand)
+    hand.left.set()
+    await running
+    await hand.gate.walks.join()
+    assert hand.ledger.events[0].usage.output_tokens == 1
+    assert hand.limiter.used_tokens == 500
+
+
+async def test_an_answer_without_a_limit_reserves_a_bounded_one() -> None:
+    """So that one stop, or one stream beside another, does not take all there is."""
+    hand = Hand()
+    hand.caller = replace(hand.caller, token_id="jti", allowance=1_000_000)
+    hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
+    await hand.start()
+    assert hand.upstream.bodies[0]["max_tokens"] == 4096
+
+
+async def test_tools_are_reserved_by_their_bytes() -> None:
+    """No token is shorter than a byte: a prompt that cannot be counted costs at most its bytes."""
+    hand = Hand()
+    hand.caller = replace(hand.caller, token_id="jti", allowance=100_000)
+    hand.order.body |= {"tools": [{"type": "function", "function": {"name": "x" * 5000}}], "max_tokens": 9}
+    hand.order.meter.prompt = openai_chat.prompt_of(hand.order.body)
+    hand.upstream.opens = asyncio.get_running_loop().create_future()
+    running = hand.start()
+    await hand.log.until("open")
+    [stream] = hand.gate.live.values()
+    assert stream.permit is not None
+    assert stream.permit.granted_tokens > 5000
+    hand.left.set()
+    await running
+
+
+async def test_what_an_image_costs_is_not_known_before() -> None:
+    """A token with an allowance cannot send one: 400, and nothing is reserved."""
+    hand = Hand(dialect="openai_chat")
+    hand.caller = replace(hand.caller, token_id="jti", allowance=100_000)
+    image = [{"type": "image_url", "image_url": {"url": "https://x/cat.png"}}]
+    hand.order.body["messages"] = [{"role": "user", "content": image}]
+    hand.order.meter.prompt = openai_chat.prompt_of(hand.order.body)
+    await hand.start()
+    assert (hand.status, json.loads(hand.body)["error"]["param"]) == (400, "messages")
+    assert "acquire" not in hand.log

@@ -36,8 +36,9 @@ from api.ports import (
     StreamsExhausted,
     UpstreamFailed,
 )
+from auth.authenticator import UnknownKey
 from auth.jwks import FetchFailed, NotAKeySet
-from auth.principal import Cap, NotAllowed, NotAuthenticated, TooManyFailures
+from auth.principal import Cap, NotAllowed, NotAuthenticated, SignInBusy, TooManyFailures
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -48,6 +49,7 @@ NEEDS_NO_ROW = {
     IllegalStep: "a bug in the gate: a 500 that says nothing is right",
     FetchFailed: "the key set logs it, and the old keys go on serving",
     NotAKeySet: "the same",
+    UnknownKey: "counted at the door, and told as NotAuthenticated",
     UnknownModel: "the scripted upstream turns it into UpstreamFailed with a 404",
 }
 NOT_IMPORTED = (
@@ -71,6 +73,7 @@ EXAMPLES: dict[type[Exception], list[Exception]] = {
     StreamsExhausted: [StreamsExhausted(Cap(kind, "x", 20), 3) for kind in ("tenant", "key", "token")],
     AllowanceSpent: [AllowanceSpent()],
     TooManyFailures: [TooManyFailures(17)],
+    SignInBusy: [SignInBusy()],
     TooManyAttempts: [TooManyAttempts(60)],
     LimiterUnavailable: [LimiterUnavailable(SECRET), LimiterUnavailable()],
     AccountsUnavailable: [AccountsUnavailable(SECRET), AccountsUnavailable()],

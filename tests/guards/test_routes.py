@@ -30,7 +30,10 @@ OPEN = {
     "/redoc": "the same, to read",
 }
 APP = create_app(Settings(_env_file=None, secret_key=SECRET_KEY, redis_url="memory://", web_concurrency=1))
-ROUTES = [(route.path or "", sorted(route.methods or ()), route) for route in iter_route_contexts(APP.routes)]
+ROUTES = [
+    ((route.path or "").replace(":path}", "}"), sorted(route.methods or ()), route)
+    for route in iter_route_contexts(APP.routes)
+]
 GUARDED = [(method, path) for path, methods, _ in ROUTES if path not in OPEN for method in methods]
 
 

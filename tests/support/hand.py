@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from api.core.dialects import Writer
     from api.ports import Allowance, Booking, Checkpoint, UsageEvent
+    from auth.principal import StoredTenant
 
 
 class Log(list[str]):
@@ -126,11 +127,15 @@ class HandAuthenticator:
         self.version = 0
         self.revoked = False
         self.fault: Exception | None = None
+        self.tenants: dict[str, StoredTenant] = {}
         self._news: set[tuple[str, str]] = set()
 
     def change(self, kind: str, name: str) -> None:
         self.version += 1
         self._news.add((kind, name))
+
+    async def tenant(self, name: str) -> StoredTenant | None:
+        return self.tenants.get(name)
 
     async def refresh(self) -> None:
         if self.fault is not None:
@@ -200,6 +205,7 @@ class Hand:
             ledger=self.ledger,  # type: ignore[arg-type]
             upstream=self.upstream,
             accounts=None,  # type: ignore[arg-type]
+            credentials=None,  # type: ignore[arg-type]
             authenticator=self.authenticator,  # type: ignore[arg-type]
             doorbell=None,  # type: ignore[arg-type]
             tokenizer=ToktokTokenizer(),

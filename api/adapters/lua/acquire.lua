@@ -28,10 +28,10 @@ if allowance then
   local left = total
   local fields = redis.call('HGETALL', allowance)
   for i = 1, #fields, 2 do
-    if fields[i] == 'spent' or redis.call('ZSCORE', KEYS[1], fields[i]) then
-      left = left - tonumber(fields[i + 1])
-    else
-      redis.call('HDEL', allowance, fields[i]) -- of a dead worker
+    left = left - tonumber(fields[i + 1])
+    if fields[i] ~= 'spent' and not redis.call('ZSCORE', KEYS[1], fields[i]) then
+      redis.call('HDEL', allowance, fields[i]) -- of a dead worker: nobody knows what it did not use
+      redis.call('HINCRBY', allowance, 'spent', fields[i + 1])
     end
   end
   if left < least then

@@ -177,6 +177,14 @@ def choices_of(body: dict[str, Any]) -> int:
     return asked if isinstance(asked, int) and asked > 0 else 1
 
 
+def is_text_alone(body: dict[str, Any]) -> bool:
+    """Whether no message has a part that is not text, such as an image."""
+    contents = [
+        content for message in body["messages"] if isinstance(content := message.get("content"), list)
+    ]
+    return all(isinstance(part, dict) and "text" in part for content in contents for part in content)
+
+
 def output_limit_of(body: dict[str, Any]) -> int | None:
     """How many output tokens a request allows for each choice, where it says so."""
     limits = [body[name] for name in _LIMITS if isinstance(body.get(name), int)]

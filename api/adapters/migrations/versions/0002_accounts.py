@@ -43,10 +43,6 @@ def upgrade() -> None:
         keys.add_column(sa.Column("previous_sha256", sa.LargeBinary(32)))
         keys.add_column(sa.Column("previous_until", UtcTime))
         keys.add_column(sa.Column("last_used_at", UtcTime))
-    with op.batch_alter_table("users") as users:
-        users.add_column(
-            sa.Column("changed_at", UtcTime, nullable=False, server_default="1970-01-01 00:00:00")
-        )
     for name in _LEDGER:
         with op.batch_alter_table(name) as table:
             table.alter_column("key_id", existing_type=sa.String(12), nullable=True)
@@ -122,8 +118,6 @@ def downgrade() -> None:
         with op.batch_alter_table(name) as table:
             table.drop_column("token_id")
             table.alter_column("key_id", existing_type=sa.String(12), nullable=False)
-    with op.batch_alter_table("users") as users:
-        users.drop_column("changed_at")
     with op.batch_alter_table("api_keys") as keys:
         for column in (
             "created_by",
