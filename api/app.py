@@ -22,7 +22,7 @@ from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from api import runtime, schema, schema_accounts
-from api.edge import Edge
+from api.edge import Connection, Edge
 from api.errors import ROWS, TooManyAttempts, failure_of, json_error
 from api.routes import chat, keys, ops, pages, sign_in, tenants, tokens, usage
 from api.routes.bodies import bad_field
@@ -59,26 +59,27 @@ _OWN_BODIES = (
 
 
 class Application(FastAPI):
-    """FastAPI behind the edge, which needs the server's own `send`: nothing outside of it may wrap that."""
+    """FastAPI behind the edge, and behind what is told of other origins and of proxies."""
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
-        inner: ASGIApp = super().__call__
+        self._outermost: ASGIApp = Edge(super().__call__, max_body_bytes=settings.max_body_bytes)
         if settings.allowed_origins:
-            inner = CORSMiddleware(
-                inner,
+            self._outermost = CORSMiddleware(
+                self._outermost,
                 allow_origins=settings.allowed_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after", "x-should-retry"],
                 max_age=3600,
             )
-        self._outermost: ASGIApp = Edge(inner, max_body_bytes=settings.max_body_bytes)
         if settings.proxies:
             self._outermost = ProxyHeadersMiddleware(self._outermost, settings.trusted_hosts)  # type: ignore[arg-type, assignment]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve."""
+        """Serve. The connection is looked at here, because nobody has wrapped the server's `send` yet."""
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["connection"] = Connection.of(send)
         await self._outermost(scope, receive, send)
 
 

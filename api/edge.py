@@ -70,7 +70,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
-        scope.setdefault("state", {}).update(request_id=request_id, connection=Connection.of(send))
+        scope["state"]["request_id"] = request_id
 
         def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":

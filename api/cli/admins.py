@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from api.cli.shared import Json, fail, run, show, table
+from api.cli.shared import Json, checked, fail, run, show, table
+from api.schema_accounts import LoginIn
 from auth.passwords import hash_password
 
 app = typer.Typer(help="Admins: who may sign in.", no_args_is_help=True)
@@ -30,6 +31,7 @@ def put(
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     if len(password) < _MIN_PASSWORD_CHARACTERS:
         raise typer.BadParameter(f"the password must have at least {_MIN_PASSWORD_CHARACTERS} characters")
+    checked(LoginIn, email=email, password=password)
     hashed = hash_password(password)
     run(lambda office: office.accounts.put_admin(email, hashed, by=office.by), changes=True)
     show({"email": email.casefold()}, as_json, f"{email.casefold()} may sign in with that password.")

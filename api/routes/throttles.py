@@ -79,6 +79,7 @@ def _limited(
 
     def twice(request: Request) -> None:
         """When Redis falls silent slowapi raises for all but the first that notice; then it counts here."""
+        request.state._rate_limiting_complete = False  # noqa: SLF001 - else only a request's first limit counts
         try:
             limited(request)
         except RateLimitExceeded:

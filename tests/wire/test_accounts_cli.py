@@ -266,7 +266,7 @@ def test_what_the_api_refuses_is_wrong_usage(office: Path, arguments: tuple[str,
 
 @pytest.mark.parametrize("email", ["", "a\nb", "\x1b[2J", "x" * 321])
 def test_an_admin_has_an_address_to_sign_in_with(office: Path, email: str) -> None:
-    """What POST /auth/login could never take is refused when the admin is made, before a password is asked."""
+    """What POST /auth/login could never take is refused when the admin is made."""
     done = sluicegate("admin", "put", email, "--stdin", stdin=f"{PASSWORD}\n")
     assert (done.status, done.out) == (2, "")
     assert told("admin", "list") == []

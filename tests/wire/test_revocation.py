@@ -10,7 +10,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -28,16 +28,37 @@ from tests.wire.people import buy, call, new_key, new_tenant
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from tests.support.servers import PostgresServer, ScriptedProcess
     from tests.support.wire import WireClient
 
+    Gates = Iterator[GateProcess]
+
 MODELS = "/v1/models"
+
+
+@contextmanager
+def two_workers(directory: Path, redis: RedisServer, scripted: ScriptedProcess, database: str) -> Gates:
+    """A gate; when it is there, both of its workers are."""
+    process = gate_process(
+        directory,
+        DATABASE_URL=database,
+        REDIS_URL=redis.url,
+        OPENAI_BASE_URL=f"{scripted.url}/v1",
+        WEB_CONCURRENCY="2",
+        DRAIN_SECONDS="1",
+        REDIS_TIMEOUT_SECONDS="5",  # the tests share two cores with the servers
+        SECRET_KEY=SECRET_KEY,
+        ADMIN_PASSWORD="correct horse battery staple",
+    )
+    with process as gate, people.lines(gate):
+        yield gate
 
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    """The gate's Redis, to be taken away."""
+    """The gate's Redis, whose pub/sub can be taken away."""
     with running(RedisServer()) as server:
         server.start()
         yield server
@@ -49,21 +70,10 @@ def gate(
     postgres_server: PostgresServer,
     scripted: ScriptedProcess,
     redis: RedisServer,
-) -> Iterator[GateProcess]:
+) -> Gates:
     """Two workers."""
-    with gate_process(
-        tmp_path_factory.mktemp("gate"),
-        DATABASE_URL=postgres_server.new_database(),
-        REDIS_URL=redis.url,
-        OPENAI_BASE_URL=f"{scripted.url}/v1",
-        WEB_CONCURRENCY="2",
-        DRAIN_SECONDS="1",
-        SECRET_KEY=SECRET_KEY,
-        ADMIN_EMAIL="boss@example.com",
-        ADMIN_PASSWORD="correct horse battery staple",
-    ) as process:
-        with people.lines(process):  # both are up
-            pass
+    directory = tmp_path_factory.mktemp("gate")
+    with two_workers(directory, redis, scripted, postgres_server.new_database()) as process:
         yield process
 
 
@@ -217,26 +227,22 @@ async def test_the_same_without_the_doorbell(gate: GateProcess, redis: RedisServ
         await asyncio.gather(*(check(gate, case) for case in cases))
 
 
-@pytest.mark.parametrize("way", [by_its_tenant, tenant_deleted])
 async def test_the_same_without_redis(
-    gate: GateProcess, redis: RedisServer, way: Callable[[GateProcess], Case]
+    tmp_path: Path, postgres_server: PostgresServer, scripted: ScriptedProcess
 ) -> None:
     """With Redis stopped the same bound holds, for new requests and for streams that were open before."""
-    case = await asyncio.to_thread(way, gate)
-    revoke = case.revoke
-
-    def stop_and_revoke() -> None:
-        redis.stop()
-        revoke()
-
-    case.revoke = stop_and_revoke
-    try:
-        await check(gate, case)
-    finally:
+    with running(RedisServer()) as redis:
         redis.start()
-    with people.lines(gate) as both:
-        for line in both:
-            await people.until(partial(line.answers, "/readyz", "", 200))
+        with two_workers(tmp_path, redis, scripted, postgres_server.new_database()) as gate:
+            case = await asyncio.to_thread(by_its_tenant, gate)
+            revoke = case.revoke
+
+            def stop_and_revoke() -> None:
+                redis.stop()
+                revoke()
+
+            case.revoke = stop_and_revoke
+            await check(gate, case)
 
 
 async def test_a_resumed_tenant_gets_in_again(gate: GateProcess) -> None:
@@ -332,22 +338,23 @@ async def test_an_expiring_key_takes_its_streams_with_it(gate: GateProcess) -> N
 
 
 async def test_streams_of_a_secret_that_was_rotated_end_with_its_grace(gate: GateProcess) -> None:
-    """Both secrets work until the grace is over; then all streams of the old one are cut, since whenever."""
+    """Both secrets work until the grace is over; then the old one's tokens and streams end."""
     tenant = await asyncio.to_thread(new_tenant, gate)
     issued = new_key(gate, tenant)
     old, path = issued["key"], f"/admin/keys/{issued['id']}/rotate"
-    streams = await people.held_on_both(gate, old)
+    token, _ = buy(gate, old)
+    streams = await people.held_on_both(gate, old) + await people.held_on_both(gate, token)
     rotated = call(gate, "POST", path, gate.admin, json={"grace_seconds": 2})
     until, new = datetime.fromisoformat(rotated["previous_until"]), rotated["key"]
     with people.lines(gate) as both:
         for line in both:
             await people.until(partial(line.answers, MODELS, new, 200))
-            assert line.get(MODELS, old) == 200
+            assert [line.get(MODELS, credential) for credential in (old, token)] == [200, 200]
         streams += await people.held_on_both(gate, old)
         kept = await people.held(gate, new, "scripted?pace_ms=20&tokens=150")
         for last in await asyncio.gather(*map(people.last_event, streams)):
             assert last["code"] == "expired"
-        assert [line.get(MODELS, key) for line in both for key in (old, new)] == [401, 200] * 2
+        assert [line.get(MODELS, c) for line in both for c in (old, token, new)] == [401, 401, 200] * 2
     assert await people.last_event(kept) == "[DONE]"
     events = [e for e in await people.ledger_events(gate, tenant) if e["ended"] == "cut"]
     assert [(event["cause"], event["output_tokens"]) for event in events] == [("expired", 10)] * len(streams)

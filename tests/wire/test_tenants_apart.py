@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 APP = create_app(Settings(_env_file=None, secret_key=SECRET_KEY, redis_url="memory://", web_concurrency=1))
 ROUTES = sorted(
-    (method, route.path or "") for route in iter_route_contexts(APP.routes) for method in route.methods or ()
+    (method, (route.path or "").replace(":path", ""))
+    for route in iter_route_contexts(APP.routes)
+    for method in route.methods or ()
 )
 ADMIN_ROUTES = [(method, path) for method, path in ROUTES if path.startswith("/admin")]
 
