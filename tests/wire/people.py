@@ -88,6 +88,16 @@ async def ledger_events(gate: GateProcess, tenant: str) -> list[dict[str, Any]]:
         await engine.dispose()
 
 
+async def settled(gate: GateProcess, tenant: str, count: int) -> list[dict[str, Any]]:
+    """The same, as soon as there are so many."""
+
+    async def enough() -> list[dict[str, Any]]:
+        events = await ledger_events(gate, tenant)
+        return events if len(events) == count else []
+
+    return await eventually(enough)
+
+
 # --- one of several workers -------------------------------------------------------------------------
 
 
@@ -187,3 +197,10 @@ async def last_event(client: WireClient) -> Any:
 async def until(holds: Callable[[], bool]) -> None:
     """Ask, in a thread, until it is so."""
     await eventually(lambda: asyncio.to_thread(holds))
+
+
+async def leave(streams: list[WireClient]) -> None:
+    """Go away from all of them at once."""
+    for stream in streams:
+        stream.leave()
+        await stream.close()
