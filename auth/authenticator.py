@@ -11,7 +11,7 @@ import hmac
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from auth import jws, keys
 from auth.issuers import ForeignClaims
@@ -71,13 +71,11 @@ class Authenticator:
         as_of = self.memory.version
         try:
             if credential.startswith("sg_"):
-                found = await self._of_key(credential, address)
-            else:
-                found = await self._of_token(credential)
+                return await self._of_key(credential, address, as_of)
+            return await self._of_token(credential, as_of)
         except UnknownKey:
             self._door.failed(address)
             raise NotAuthenticated from None
-        return replace(found, as_of=as_of)
 
     async def again(self, principal: Principal) -> Principal:
         """The principal, with the end that it has now. Raises NotAuthenticated where it holds no more.
@@ -114,7 +112,7 @@ class Authenticator:
 
     # --- keys -----------------------------------------------------------------------------------
 
-    async def _of_key(self, credential: str, address: str) -> Principal:
+    async def _of_key(self, credential: str, address: str, as_of: int) -> Principal:
         key = keys.parse(credential)
         if key is None:
             raise NotAuthenticated
@@ -128,19 +126,19 @@ class Authenticator:
             raise NotAllowed("This key may not be used from your address.", "address_not_allowed")
         self._used[stored.id] = datetime.fromtimestamp(now, UTC)
         until = _earlier(_unix(stored.expires_at), end)
-        return replace(_of_stored(stored, expires_at=until), proof=fingerprint(sent))
+        return _of_stored(stored, expires_at=until, proof=fingerprint(sent), as_of=as_of)
 
     # --- tokens ---------------------------------------------------------------------------------
 
-    async def _of_token(self, credential: str) -> Principal:
+    async def _of_token(self, credential: str, as_of: int) -> Principal:
         claims = await self._claims(credential)
         await self.memory.current()  # again: an identity provider may have taken its time
         if isinstance(claims, ForeignClaims):
-            found = await self._of_foreign(claims)
+            found = await self._of_foreign(claims, as_of)
         elif claims.key_id is not None:
-            found = await self._of_bought(claims, claims.key_id)
+            found = await self._of_bought(claims, claims.key_id, as_of)
         else:
-            found = await self._of_user(claims)
+            found = await self._of_user(claims, as_of)
         if found.token_id is not None and self.memory.revoked(found.tenant_id, found.token_id):
             raise NotAuthenticated
         return found
@@ -160,7 +158,7 @@ class Authenticator:
             self._verified.popitem(last=False)
         return claims
 
-    async def _of_user(self, claims: Claims) -> Principal:
+    async def _of_user(self, claims: Claims, as_of: int) -> Principal:
         user = _signed_in(await self.memory.user(claims.user) if claims.user else None, claims.proof)
         return Principal(
             scopes=claims.scopes,
@@ -168,35 +166,36 @@ class Authenticator:
             user=user.email,
             expires_at=claims.expires_at,
             proof=claims.proof,
+            as_of=as_of,
         )
 
-    async def _of_bought(self, claims: Claims, key_id: str) -> Principal:
+    async def _of_bought(self, claims: Claims, key_id: str, as_of: int) -> Principal:
         stored = _holding(await self.memory.key(key_id), self._clock.unix())
         until = _earlier(_unix(stored.expires_at), _end_of_proof(stored, claims.proof))
         if until is not None and self._clock.unix() >= until:
             raise NotAuthenticated
-        found = _of_stored(stored, expires_at=_earlier(until, claims.expires_at))
-        caps = found.caps
-        if claims.max_streams is not None:
-            caps = (*caps, Cap("token", claims.id, claims.max_streams))
-        return replace(
-            found,
-            scopes=found.scopes & claims.scopes,
+        own_cap = () if claims.max_streams is None else (Cap("token", claims.id, claims.max_streams),)
+        return _of_stored(
+            stored,
+            scopes=stored.scopes & claims.scopes,
             token_id=claims.id,
             end_user=claims.end_user,
-            caps=caps,
-            models=found.models + ((claims.models,) if claims.models is not None else ()),
+            caps=_caps_of(stored) + own_cap,
+            models=tuple(models for models in (stored.models, claims.models) if models is not None),
             allowance=claims.max_tokens,
+            expires_at=_earlier(until, claims.expires_at),
             proof=claims.proof,
+            as_of=as_of,
         )
 
-    async def _of_foreign(self, claims: ForeignClaims) -> Principal:
+    async def _of_foreign(self, claims: ForeignClaims, as_of: int) -> Principal:
         if claims.tenant is None:  # an admin: auth.issuers has seen to it
             return Principal(
                 scopes=claims.scopes & {Scope.ADMIN},
                 token_id=claims.token_id,
                 user=f"{claims.end_user or claims.token_id} of {claims.issuer}",
                 expires_at=claims.expires_at,
+                as_of=as_of,
             )
         tenant = _active(await self.memory.tenant(claims.tenant))
         return Principal(
@@ -207,6 +206,7 @@ class Authenticator:
             caps=(Cap("tenant", tenant.id, tenant.max_streams),),
             default_model=tenant.default_model,
             expires_at=claims.expires_at,
+            as_of=as_of,
         )
 
 
@@ -251,20 +251,22 @@ def _end_of_proof(stored: StoredKey, proof: str | None) -> float | None:
     return _end_of_secret(stored, lambda kept: hmac.compare_digest(proof, fingerprint(kept)))
 
 
-def _of_stored(stored: StoredKey, *, expires_at: float | None) -> Principal:
-    tenant = stored.tenant
-    caps: tuple[Cap, ...] = (Cap("tenant", tenant.id, tenant.max_streams),)
-    if stored.max_streams is not None:
-        caps = (*caps, Cap("key", stored.id, stored.max_streams))
-    return Principal(
-        scopes=stored.scopes,
-        tenant_id=tenant.id,
-        key_id=stored.id,
-        caps=caps,
-        models=(stored.models,) if stored.models is not None else (),
-        default_model=tenant.default_model,
-        expires_at=expires_at,
-    )
+def _caps_of(stored: StoredKey) -> tuple[Cap, ...]:
+    tenant = Cap("tenant", stored.tenant.id, stored.tenant.max_streams)
+    return (tenant,) if stored.max_streams is None else (tenant, Cap("key", stored.id, stored.max_streams))
+
+
+def _of_stored(stored: StoredKey, **more: Any) -> Principal:
+    """Whoever acts for the key; `more` is what a token says otherwise."""
+    fields: dict[str, Any] = {
+        "scopes": stored.scopes,
+        "tenant_id": stored.tenant.id,
+        "key_id": stored.id,
+        "caps": _caps_of(stored),
+        "models": () if stored.models is None else (stored.models,),
+        "default_model": stored.tenant.default_model,
+    }
+    return Principal(**(fields | more))
 
 
 def _unix(at: datetime | None) -> float | None:
