@@ -76,7 +76,8 @@ def _not_none(value: Any) -> Any:
 
 TenantId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
 KeyId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
-TokenId = Annotated[str, Path(max_length=128, pattern=r"^[\x21-\x7e]+$")]
+TOKEN_ID = r"^[\x21-\x7e]{1,128}$"  # noqa: S105 - a pattern
+TokenId = Annotated[str, Path(pattern=TOKEN_ID)]
 Streams = Annotated[int, Field(ge=1, le=1_000_000)]
 TimeZone = Annotated[str, Field(max_length=64), AfterValidator(_zone)]
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]

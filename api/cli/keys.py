@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from api.accounts import KeyFields
 from api.cli.shared import Json, checked, run, show, table
-from api.schema_accounts import KeyIn, KeyPatch, RotateIn
+from api.schema_accounts import TOKEN_ID, KeyIn, KeyPatch, RotateIn
 from auth.principal import TENANT_SCOPES, Scope
 
 if TYPE_CHECKING:
@@ -18,6 +20,17 @@ if TYPE_CHECKING:
     from api.cli.shared import Office
 
 app = typer.Typer(help="API keys of tenants.", no_args_is_help=True)
+
+
+class Clearable(StrEnum):
+    """What can be taken away from a key again."""
+
+    MODELS = "models"
+    MAX_STREAMS = "max-streams"
+    ADDRESSES = "addresses"
+    EXPIRES_AT = "expires-at"
+
+
 tokens = typer.Typer(help="Tokens: bought with a key, or an admin's.", no_args_is_help=True)
 
 Scopes = Annotated[
@@ -101,10 +114,11 @@ def update(
     max_streams: MaxStreams = None,
     allow_address: Addresses = None,
     expires_at: ExpiresAt = None,
+    clear: Annotated[list[Clearable] | None, typer.Option(help="Take a limit away; repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
     """Change what is given, leave the rest. Lists are replaced as a whole."""
-    given = _given(scope, model, max_streams, allow_address, expires_at)
+    given = _cleared(clear) | _given(scope, model, max_streams, allow_address, expires_at)
     if name is not None:
         given["name"] = name
     changes = checked(KeyPatch, **given).model_dump(exclude_unset=True)
@@ -150,6 +164,8 @@ def revoke_token(
     as_json: Json = False,
 ) -> None:
     """Revoke a token by its id: within a second it is refused everywhere, and its streams are cut."""
+    if re.fullmatch(TOKEN_ID, token_id) is None:
+        raise typer.BadParameter("the id of a token has 1 to 128 visible characters")
 
     async def work(office: Office) -> None:
         if tenant is not None:
@@ -175,6 +191,16 @@ def _given(
         "expires_at": expires_at.replace(tzinfo=UTC) if expires_at else None,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _cleared(fields: list[Clearable] | None) -> dict[str, Any]:
+    empty: dict[Clearable, tuple[str, Any]] = {
+        Clearable.MODELS: ("models", None),
+        Clearable.MAX_STREAMS: ("max_streams", None),
+        Clearable.ADDRESSES: ("allowed_addresses", []),
+        Clearable.EXPIRES_AT: ("expires_at", None),
+    }
+    return dict(empty[field] for field in fields or ())
 
 
 def _state(key: KeyInfo, now: datetime) -> str:

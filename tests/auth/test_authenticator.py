@@ -190,7 +190,8 @@ async def test_two_hashes_are_compared_whatever_is_stored(bench, monkeypatch, na
         await bench.ask(key)
     else:
         await refused(bench, keys.mint() if name == "nothing stored" else key)
-    assert [len(sha256) for sha256 in compared] == [32, 32]
+    tries = 2 if name in {"nothing stored", "no grace"} else 1  # a wrong secret is looked at again
+    assert [len(sha256) for sha256 in compared] == [32, 32] * tries
 
 
 @pytest.mark.parametrize(

@@ -214,3 +214,30 @@ async def test_a_bought_token_ends_with_the_secret_that_bought_it(grace, seconds
             await bench.ask(bought)
         with pytest.raises(NotAuthenticated):
             await bench.authenticator.again(caller)
+
+
+async def test_a_secret_that_is_newer_than_what_is_remembered_is_looked_at_again() -> None:
+    """Rotated on another worker a moment ago: the new secret is not refused until the next reading."""
+    bench = Bench()
+    key = bench.store.add_key()
+    await bench.ask(key)
+    new = keys.mint(key.id)
+    bench.store.change_key(key, secret_sha256=new.sha256)
+    bench.clock.seconds += 0.1
+    assert (await bench.ask(new)).key_id == key.id
+    with pytest.raises(NotAuthenticated):
+        await bench.ask(key)
+
+
+async def test_wrong_secrets_do_not_read_the_feed_without_end() -> None:
+    """Twenty times a second at most, however many are tried for a key that there is."""
+    bench = Bench()
+    key = bench.store.add_key()
+    await bench.ask(key)
+    before = bench.store.count("feed")
+    for number in range(100):
+        bench.clock.seconds = number / 100
+        with pytest.raises(NotAuthenticated):
+            await bench.ask(keys.mint(key.id))
+    assert bench.store.count("feed") - before <= 20
+    assert bench.store.count("key") == 1

@@ -139,7 +139,8 @@ class GateProcess:
     def http(self, method: str, path: str, token: str = "", **options: Any) -> httpx2.Response:
         """One request."""
         headers = options.pop("headers", {}) | ({"authorization": f"Bearer {token}"} if token else {})
-        with httpx2.Client(base_url=self.url, trust_env=False, timeout=30) as client:
+        # It is plain HTTP: a TLS context would cost 20 ms for nothing.
+        with httpx2.Client(base_url=self.url, trust_env=False, timeout=30, verify=False) as client:
             return client.request(method, path, headers=headers, **options)
 
     @functools.cached_property

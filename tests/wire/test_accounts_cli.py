@@ -130,6 +130,10 @@ def test_keys_are_issued_shown_and_changed(office: Path) -> None:
     assert re.search(r"web +chat +gpt-4o\* +never +until 2040-01-31 00:00", fine("key", "list", tenant))
     assert fine("key", "update", key["id"], "--name", "new").startswith(f"Changed {key['id']} (new): name.")
     assert told("key", "update", key["id"], "--max-streams", "6")["max_streams"] == 6
+    limits = ("models", "max-streams", "addresses", "expires-at")
+    free = told("key", "update", key["id"], *(word for limit in limits for word in ("--clear", limit)))
+    fields = ("models", "max_streams", "allowed_addresses", "expires_at")
+    assert [free[name] for name in fields] == [None, None, [], None]
     secret = key["key"].rpartition("_")[2]
     for command in (("key", "show", key["id"]), ("key", "list", tenant), ("audit",), ("tenant", "list")):
         assert secret not in fine(*command) + fine(*command, "--json")
@@ -236,6 +240,9 @@ WRONG = [
     ("key", "issue", "tn_no", "--expires-at", "tomorrow"),
     ("key", "issue", "tn_no", "--name", " "),
     ("key", "update", "no"),
+    ("key", "update", "no", "--clear", "name"),
+    ("token", "revoke", "x" * 129),
+    ("token", "revoke", "a b"),
     ("key", "rotate", "no", "--grace-seconds", "604801"),
     ("admin", "put", "boss@example.com", "--stdin"),
     ("audit", "--limit", "0"),

@@ -2,6 +2,7 @@
 -- KEYS[1..n]  sorted sets, the tenant's first: permit id -> lease expiry in ms of Redis time
 -- KEYS[n+1]   only with an allowance, a hash: "spent" -> tokens, permit id -> tokens reserved
 -- ARGV        permit id, lease in ms, n, the n caps; then total, least, most, spent (-1: not known), ttl in s
+-- The same again, because its answer was lost, takes nothing more.
 -- Returns {1, tokens granted}, {0, which cap is full}, {0, 0} for an allowance that does not suffice,
 -- or {2} where it is not known how much of the allowance is spent.
 local time = redis.call('TIME')
@@ -9,7 +10,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local permit, lease, caps = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 for i = 1, caps do
   redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now)
-  if redis.call('ZCARD', KEYS[i]) >= tonumber(ARGV[3 + i]) then
+  if redis.call('ZCARD', KEYS[i]) >= tonumber(ARGV[3 + i]) and not redis.call('ZSCORE', KEYS[i], permit) then
     return {0, i}
   end
 end
@@ -28,7 +29,7 @@ if allowance then
   local left = total
   local fields = redis.call('HGETALL', allowance)
   for i = 1, #fields, 2 do
-    left = left - tonumber(fields[i + 1])
+    left = left - (fields[i] == permit and 0 or tonumber(fields[i + 1]))
     if fields[i] ~= 'spent' and not redis.call('ZSCORE', KEYS[1], fields[i]) then
       redis.call('HDEL', allowance, fields[i]) -- of a dead worker: nobody knows what it did not use
       redis.call('HINCRBY', allowance, 'spent', fields[i + 1])
