@@ -60,7 +60,10 @@ class Watch:
         for tenant_id in [name for kind, name in self._doubts if kind == "tenant"]:
             await self._look_at_tenant(tenant_id, [s for s in streams if s.caller.tenant_id == tenant_id])
         doubted = [stream for stream in streams if self._doubts.intersection(_names(stream))]
-        await asyncio.gather(*(recheck(self._gate, stream) for stream in doubted))
+        looks = (recheck(self._gate, stream) for stream in doubted)
+        for fault in await asyncio.gather(*looks, return_exceptions=True):
+            if fault is not None:
+                raise fault  # the doubts stay, and all are looked at again
         self._doubts.clear()
 
     async def _look_at_tenant(self, tenant_id: str, streams: list[Stream]) -> None:

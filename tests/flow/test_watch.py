@@ -14,7 +14,7 @@ from api.flow.tend import tick
 from api.flow.watch import Watch
 from api.ports import AccountsUnavailable
 from auth.memory import token_name
-from auth.principal import StoredTenant
+from auth.principal import Cap, Principal, StoredTenant
 from tests.support.hand import DONE, FINISH, USAGE, Hand, token
 
 
@@ -230,3 +230,35 @@ async def test_what_an_image_costs_is_not_known_before() -> None:
     await hand.start()
     assert (hand.status, json.loads(hand.body)["error"]["param"]) == (400, "messages")
     assert "acquire" not in hand.log
+
+
+async def test_one_look_that_fails_keeps_no_other_from_being_cut() -> None:
+    """Of several streams one cannot be looked at: the others are cut now, and it is when it can be."""
+    hands = [Hand() for _ in range(3)]
+    gate, running = hands[0].gate, []
+    for number, hand in enumerate(hands):
+        gate.upstream, hand.gate = hand.upstream, gate
+        caps = (Cap("tenant", "tn_1", 3),)
+        hand.caller = replace(hand.caller, key_id=f"k{number}", caps=caps)
+        running.append(await flowing(hand))
+    authenticator = hands[0].authenticator
+    authenticator.revoked = True
+    again = authenticator.again
+
+    async def away_for_the_first(principal: Principal) -> Principal:
+        if principal.key_id == "k0":
+            raise AccountsUnavailable("away")
+        return await again(principal)
+
+    authenticator.again = away_for_the_first  # type: ignore[method-assign]
+    watch = Watch(gate)
+    for number in range(3):
+        authenticator.change("key", f"k{number}")
+    with pytest.raises(AccountsUnavailable):
+        await watch.look()
+    await asyncio.wait(running[1:])
+    assert not running[0].done()
+    authenticator.again = again  # type: ignore[method-assign]
+    await watch.look()
+    await asyncio.wait(running)
+    assert [event.cause for event in hands[0].ledger.events] == [Happening.REVOKED] * 3
