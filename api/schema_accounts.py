@@ -11,8 +11,9 @@ from zoneinfo import available_timezones
 from fastapi import Path
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
+from api.accounts import KeyFields, TenantFields
 from api.schema import PRINTABLE, ModelName, Name
-from auth.principal import Scope
+from auth.principal import TENANT_SCOPES, Scope
 
 MAX_LIST = 200
 MAX_METADATA = 50
@@ -106,6 +107,10 @@ class TenantIn(BaseModel):
     time_zone: TimeZone = "UTC"
     metadata: Metadata = {}
 
+    def fields(self, default_max_streams: int) -> TenantFields:
+        """What to create."""
+        return TenantFields(**self.model_dump() | {"max_streams": self.max_streams or default_max_streams})
+
 
 class TenantPatch(BaseModel):
     """What to change of a tenant; fields that are left out stay as they are."""
@@ -149,6 +154,10 @@ class KeyIn(BaseModel):
     max_streams: Streams | None = None
     allowed_addresses: Networks = []
     expires_at: Moment | None = None
+
+    def fields(self) -> KeyFields:
+        """What to issue."""
+        return KeyFields(**self.model_dump() | {"scopes": tuple(self.scopes or sorted(TENANT_SCOPES))})
 
 
 class KeyPatch(BaseModel):

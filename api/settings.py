@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from auth.issuers import IssuerConfig, load_issuers
+from auth.issuers import IssuerConfig, is_loopback, load_issuers
 
 MIN_SECRET_CHARACTERS = 32
 _MIN_DISTINCT = 8
@@ -84,7 +84,8 @@ class Settings(BaseSettings):
             _check_secret("SECRET_KEY_RETIRED", retired)
         if secret and secret in self.retired_secrets:
             raise ValueError("SECRET_KEY is among SECRET_KEY_RETIRED")
-        if not secret and not _is_loopback(self.host):
+        local = self.host == "localhost" or is_loopback(self.host.strip("[]"))
+        if not secret and not local:
             raise ValueError(
                 "without SECRET_KEY this is a demo, which binds to loopback only: "
                 "set SECRET_KEY (e.g. `openssl rand -hex 32`) or HOST=127.0.0.1"
@@ -199,12 +200,3 @@ def _check_secret(name: str, secret: str) -> None:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

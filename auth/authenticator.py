@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from auth import jws, keys
 from auth.issuers import ForeignClaims
+from auth.memory import put
 from auth.principal import (
     Cap,
     NotAllowed,
@@ -164,10 +165,8 @@ class Authenticator:
                 claims = self._signer.read(credential, now=self._clock.unix())
             else:
                 claims = await self._issuers.read(credential, peeked)
-            self._verified[digest] = (now, claims)
-        self._verified.move_to_end(digest)
-        if len(self._verified) > _VERIFIED_ENTRIES:
-            self._verified.popitem(last=False)
+            at = now
+        put(self._verified, digest, (at, claims), _VERIFIED_ENTRIES)
         return claims
 
     async def _of_user(self, claims: Claims, as_of: int) -> Principal:

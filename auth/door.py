@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from auth.memory import put
 from auth.principal import TooManyFailures
 
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ class Door:
         since, count = self._failures.get(address, (now, 0))
         if now - since >= _WINDOW_SECONDS:
             since, count = now, 0
-        self._failures[address] = (since, count + 1)
-        self._failures.move_to_end(address)
-        if len(self._failures) > _ADDRESSES:
-            self._failures.popitem(last=False)
+        put(self._failures, address, (since, count + 1), _ADDRESSES)
 
     def open_for(self, address: str) -> None:
         """Whether something may be looked up for that address. Raises TooManyFailures."""

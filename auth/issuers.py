@@ -227,15 +227,17 @@ def _check_url(url: str) -> None:
     host = parts.hostname or ""
     if parts.username is not None or parts.password is not None or parts.fragment or not host:
         raise ValueError("a URL with a host is wanted, without a user, a password and a fragment")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
+    local = host == "localhost" or is_loopback(host)
+    if parts.scheme != "https" and not (parts.scheme == "http" and local):
         raise ValueError("https is wanted (http on loopback alone)")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether it is an IP address of this machine alone; a name is none."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
-        return host == "localhost"
+        return False
 
 
 class _Issuer:

@@ -177,9 +177,9 @@ class Memory:
     def _keep(self, place: tuple[str, str], found: Any) -> None:
         now = self._clock.monotonic()
         if found is None:
-            _put(self._unknown, place, now, self._entries)
+            put(self._unknown, place, now, self._entries)
         else:
-            _put(self._known, place, _Entry(now, found), self._entries)
+            put(self._known, place, _Entry(now, found), self._entries)
 
     # --- the feed -------------------------------------------------------------------------------
 
@@ -267,7 +267,8 @@ class Memory:
         return future.result()
 
 
-def _put(places: OrderedDict[Any, Any], place: Any, value: Any, limit: int) -> None:
+def put(places: OrderedDict[Any, Any], place: Any, value: Any, limit: int) -> None:
+    """Set it as the newest; the oldest goes where there would be more than `limit`."""
     places[place] = value
     places.move_to_end(place)
     if len(places) > limit:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.accounts import KeyFields
 from api.cli.shared import Json, checked, run, show, table
 from api.schema_accounts import TOKEN_ID, KeyIn, KeyPatch, RotateIn
-from auth.principal import TENANT_SCOPES, Scope
+from auth.principal import Scope
 
 if TYPE_CHECKING:
     from api.accounts import KeyInfo
@@ -66,9 +65,8 @@ def issue(
 ) -> None:
     """Issue a key. It is shown this once."""
     asked = checked(KeyIn, name=name, **_given(scope, model, max_streams, allow_address, expires_at))
-    fields = asked.model_dump() | {"scopes": tuple(asked.scopes or sorted(TENANT_SCOPES))}
     info, text = run(
-        lambda office: office.accounts.keys(None).issue(tenant_id, KeyFields(**fields), by=office.by),
+        lambda office: office.accounts.keys(None).issue(tenant_id, asked.fields(), by=office.by),
         changes=True,
     )
     show(

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.accounts import TenantFields
 from api.cli.shared import Json, checked, fail, run, show, table
 from api.routes.usage import event_out
 from api.schema_accounts import TenantIn, TenantPatch
 
 if TYPE_CHECKING:
-    from api.accounts import Tenant
     from api.cli.shared import Office
 
 app = typer.Typer(help="Tenants: the customers.", no_args_is_help=True)
@@ -41,12 +39,12 @@ def create(
     given = _given(max_streams, external_id, default_model, time_zone, metadata)
     asked = checked(TenantIn, name=name, **given)
 
-    async def work(office: Office) -> Tenant:
-        fields = asked.model_dump()
-        fields["max_streams"] = asked.max_streams or office.settings.default_max_streams
-        return await office.accounts.create_tenant(TenantFields(**fields), by=office.by)
-
-    tenant = run(work, changes=True)
+    tenant = run(
+        lambda office: office.accounts.create_tenant(
+            asked.fields(office.settings.default_max_streams), by=office.by
+        ),
+        changes=True,
+    )
     show(
         asdict(tenant),
         as_json,

@@ -46,9 +46,8 @@ async def _write(gate: Gate, stream: Stream) -> None:
     ended = gate.clock.monotonic()
     first = stream.first_token_at
     usage = await measure(gate, stream)
-    if usage.certainty is Certainty.EXACT:  # only an exact usage refunds what was reserved (ADR 3)
-        stream.used_tokens = 0
-    stream.used_tokens = max(stream.used_tokens, usage.input_tokens + usage.output_tokens)
+    reserved = 0 if usage.certainty is Certainty.EXACT else stream.used_tokens  # which alone refunds: ADR 3
+    stream.used_tokens = max(reserved, usage.input_tokens + usage.output_tokens)
     event = UsageEvent(
         booking=stream.booking,
         answered_model=stream.order.meter.model,

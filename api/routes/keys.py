@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 
-from api.accounts import KeyFields
 from api.deps import Admin, By, GateDep, TenantAdmin
 from api.errors import BadRequest
 from api.routes.bodies import openapi_body, read_body
 from api.schema_accounts import KeyId, KeyIn, KeyIssued, KeyOut, KeyPatch, RotateIn, TenantId
-from auth.principal import TENANT_SCOPES, Scope
+from auth.principal import Scope
 
 if TYPE_CHECKING:
     from api.accounts import Actor
@@ -117,9 +116,7 @@ async def revoke_own_key(caller: TenantAdmin, by: By, gate: GateDep, key_id: Key
 async def _issue(gate: Gate, view: str | None, tenant_id: str, by: Actor, request: Request) -> KeyIssued:
     asked, _ = await read_body(request, KeyIn, optional=True)
     _grantable(view, asked.scopes)
-    given = asked.model_dump()
-    given["scopes"] = tuple(asked.scopes or sorted(TENANT_SCOPES))
-    info, text = await gate.accounts.keys(view).issue(tenant_id, KeyFields(**given), by=by)
+    info, text = await gate.accounts.keys(view).issue(tenant_id, asked.fields(), by=by)
     await gate.accounts_changed()
     return KeyIssued.model_validate({**asdict(info), "key": text})
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from api.accounts import TenantFields
 from api.deps import Admin, By, GateDep
 from api.routes.bodies import openapi_body, read_body
 from api.schema import PRINTABLE, UsageTotals
@@ -20,9 +19,7 @@ router = APIRouter(prefix="/admin", tags=["admin: tenants"])
 async def create_tenant(_admin: Admin, by: By, gate: GateDep, request: Request) -> TenantOut:
     """Create a tenant."""
     asked, _ = await read_body(request, TenantIn)
-    given = asked.model_dump()
-    given["max_streams"] = asked.max_streams or gate.policy.default_max_streams
-    tenant = await gate.accounts.create_tenant(TenantFields(**given), by=by)
+    tenant = await gate.accounts.create_tenant(asked.fields(gate.policy.default_max_streams), by=by)
     await gate.accounts_changed()
     return TenantOut.model_validate(tenant)
 
