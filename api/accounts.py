@@ -32,7 +32,9 @@ class TenantFields:
     """What an admin decides of a tenant. `max_streams` is its cap on streams at one time.
 
     `external_id` is its name in the company's own systems, and in tokens of its identity provider.
-    `time_zone` (IANA) is where its budget days begin.
+    `time_zone` (IANA) is where its budget days begin. `limits` and `end_user_limits` are amounts by the names
+    of auth.principal.LIMITS, and under "shadow" the names that refuse nothing. Up to `max_waiters` requests
+    over a limit wait, for `max_wait_seconds` at most; `weight` is its share of a worker that is full.
     """
 
     name: str
@@ -41,6 +43,11 @@ class TenantFields:
     default_model: str | None = None
     time_zone: str = "UTC"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    end_user_limits: Mapping[str, Any] = field(default_factory=dict)
+    max_waiters: int = 0
+    max_wait_seconds: int = 30
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,8 @@ class Tenant(TenantFields):
 class KeyFields:
     """What is decided of a key.
 
-    `models` are names, or beginnings with a `*`; None is all. `max_streams` is its own cap beside the
-    tenant's. `allowed_addresses` are networks in CIDR notation; none means any.
+    `models` are names, or beginnings with a `*`; None is all. `max_streams` and `limits` are its own beside
+    the tenant's. `allowed_addresses` are networks in CIDR notation; none means any.
     """
 
     name: str
@@ -66,6 +73,7 @@ class KeyFields:
     max_streams: int | None = None
     allowed_addresses: tuple[str, ...] = ()
     expires_at: datetime | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +148,7 @@ class Keys(Protocol):
         ...
 
     async def change(self, key_id: str, changes: Mapping[str, Any], *, by: Actor) -> KeyInfo:
-        """Set some of KeyFields."""
+        """Set some of KeyFields. Limits are merged (RFC 7396): null takes one away, `shadow` is replaced."""
         ...
 
     async def rotate(self, key_id: str, *, grace_seconds: int, by: Actor) -> tuple[KeyInfo, str]:
@@ -172,7 +180,7 @@ class Accounts(Protocol):
         ...
 
     async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any], *, by: Actor) -> Tenant:
-        """Set some of TenantFields. Raises NoSuchTenant, ExternalIdTaken."""
+        """Set some of TenantFields; limits are merged (RFC 7396). Raises NoSuchTenant, ExternalIdTaken."""
         ...
 
     async def suspend(self, tenant_id: str, *, by: Actor) -> Tenant:
@@ -207,7 +215,9 @@ class Accounts(Protocol):
         """Write when keys were last used; an earlier time than the one that stands changes nothing."""
         ...
 
-    async def note(self, action: str, kind: str, target: str, *, by: Actor) -> None:
+    async def note(
+        self, action: str, kind: str, target: str, *, by: Actor, tenant_id: str | None = None
+    ) -> None:
         """Write an audit entry of something that changes nothing, such as a sign-in."""
         ...
 

@@ -24,7 +24,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from api import runtime, schema, schema_accounts
 from api.edge import Connection, Edge
 from api.errors import ROWS, TooManyAttempts, failure_of, json_error
-from api.routes import chat, keys, ops, pages, sign_in, tenants, tokens, usage
+from api.routes import chat, keys, limits, ops, pages, sign_in, streams, tenants, tokens, usage
 from api.routes.bodies import bad_field
 from api.routes.throttles import by_caller, throttle
 from auth.passwords import Hasher
@@ -43,6 +43,22 @@ if TYPE_CHECKING:
     OpenPorts = Callable[[Settings], AbstractAsyncContextManager[LifespanState]]
 
 log = logging.getLogger("sluicegate")
+
+_EXPOSED = [
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "x-sluicegate-mode",
+    "ratelimit",
+    "ratelimit-policy",
+    *(
+        f"x-ratelimit-{part}-{kind}"
+        for part in ("limit", "remaining", "reset")
+        for kind in ("requests", "tokens")
+    ),
+]
+"""What pages of other origins may read of an answer's headers."""
 
 _OWN_BODIES = (
     schema.PlainRequest,
@@ -70,7 +86,7 @@ class Application(FastAPI):
                 allow_origins=settings.allowed_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+                expose_headers=_EXPOSED,
                 max_age=3600,
             )
         if settings.proxies:
@@ -109,6 +125,8 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
     for router in (
         chat.router,
         usage.router,
+        limits.router,
+        streams.router,
         sign_in.router(limiter, hasher),
         keys.admin,
         tokens.router,

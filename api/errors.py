@@ -7,6 +7,8 @@ that its text is public, reaches a caller. An exception without a row is a 500 t
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,10 +22,12 @@ from api.core.dialects.openai_chat import error_object
 from api.core.sse import EventTooLarge
 from api.ports import (
     AccountsUnavailable,
-    AllowanceSpent,
+    BudgetSpent,
+    GateFull,
     LedgerUnavailable,
     LimiterUnavailable,
-    StreamsExhausted,
+    LimitReached,
+    NotPriced,
     UpstreamFailed,
 )
 from auth.principal import NotAllowed, NotAuthenticated, SignInBusy, TooManyFailures
@@ -87,6 +91,8 @@ CUTS: Mapping[str, str] = {
     "drain": "The gateway is restarting. Send the request again.",
     "revoked": "The credential of this stream was revoked.",
     "expired": "The credential of this stream has expired.",
+    "ended_by_admin": "An admin ended this stream.",
+    "budget": "There is no budget for more.",
 }
 
 ROWS: Mapping[type[Exception], Row] = {
@@ -99,8 +105,10 @@ ROWS: Mapping[type[Exception], Row] = {
     NoSuchTenant: Row(404, _INVALID, "not_found"),
     NoSuchKey: Row(404, _INVALID, "not_found"),
     ExternalIdTaken: Row(409, _INVALID, "conflict"),
-    StreamsExhausted: Row(429, "rate_limit_error", "rate_limit_exceeded"),
-    AllowanceSpent: Row(429, "insufficient_quota", "insufficient_quota"),
+    LimitReached: Row(429, "rate_limit_error", "rate_limit_exceeded"),
+    BudgetSpent: Row(429, "insufficient_quota", "insufficient_quota"),
+    GateFull: Row(503, _SERVER, "gateway_full"),
+    NotPriced: Row(403, "permission_error", "model_not_priced"),
     TooManyFailures: Row(429, "rate_limit_error", "rate_limit_exceeded"),
     SignInBusy: Row(503, _SERVER, "sign_in_busy"),
     TooManyAttempts: Row(429, "rate_limit_error", "rate_limit_exceeded"),
@@ -121,9 +129,27 @@ def failure_of(error: Exception) -> Failure:
     """What a caller is told of an error; a 429 or 503 always with Retry-After."""
     failure = _of_framework(error) if isinstance(error, HTTPException) else _of_ours(error)
     if failure.status in {429, 503} and "retry-after" not in failure.headers:
-        seconds = str(getattr(error, "retry_after_seconds", 1))
-        return replace(failure, headers={**failure.headers, "retry-after": seconds})
+        return replace(failure, headers={**failure.headers, **_when(error)})
     return failure
+
+
+_NEVER_SECONDS = 86400
+_JITTER = 0.25
+_SOON_SECONDS = 60
+
+
+def _when(error: Exception) -> dict[str, str]:
+    """When to come back. Those who were refused together are not sent back together.
+
+    Whole seconds for everybody, and milliseconds for SDKs that read them.
+    """
+    wait = getattr(error, "retry_after_seconds", 1.0)
+    if wait is None:
+        return {"retry-after": str(_NEVER_SECONDS), "x-should-retry": "false"}
+    if wait < _SOON_SECONDS:
+        wait *= 1 + _JITTER * random.random()  # noqa: S311 - nobody gains by guessing it
+    headers = {"retry-after": str(max(1, math.ceil(wait))), "retry-after-ms": str(math.ceil(wait * 1000))}
+    return headers | ({"x-should-retry": "false"} if isinstance(error, BudgetSpent) else {})
 
 
 def _of_ours(error: Exception) -> Failure:
@@ -141,8 +167,8 @@ def _of_ours(error: Exception) -> Failure:
         code = error.code
     elif isinstance(error, NotAuthenticated):
         headers = {"www-authenticate": "Bearer"}
-    elif isinstance(error, AllowanceSpent):
-        headers = {"x-should-retry": "false"}
+    elif isinstance(error, LimitReached | BudgetSpent):
+        headers = dict(error.headers)
     return Failure(status, row.type, code, row.text or str(error), param, headers)
 
 

@@ -5,42 +5,59 @@ The refusals that ports can raise stand here too; `api.errors` has a row for eac
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from api.core.booking import Ended, Happening
+    from api.core.demand import Ask, Demand, Reply, State
     from api.core.usage import Usage
-    from auth.principal import Cap
 
 
 # --- refusals ---------------------------------------------------------------------------------------
 
 
-class StreamsExhausted(Exception):  # noqa: N818 - reads as what happened
-    """There are as many live streams as `cap` allows. `retry_after_seconds` is a hint."""
+class LimitReached(Exception):  # noqa: N818 - reads as what happened
+    """A limit on streams or per minute. Waiting helps for `retry_after_seconds`; None: it never does."""
 
-    def __init__(self, cap: Cap, retry_after_seconds: int) -> None:
-        whose = {"tenant": "", "key": " with this key", "token": " with this token"}[cap.kind]
-        super().__init__(
-            f"You have {cap.limit} streams open{whose}, which is your limit. Retry when one has ended."
-        )
+    def __init__(self, text: str, retry_after_seconds: float | None, headers: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
+        self.headers = headers
+
+
+class BudgetSpent(Exception):  # noqa: N818
+    """A budget is used up, or has not enough left for this request, until its period ends."""
+
+    def __init__(self, text: str, retry_after_seconds: float | None, headers: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
+        self.headers = headers
+
+
+class GateFull(Exception):  # noqa: N818
+    """This worker has as many streams as it may, and the caller's tenant has no place in the queue."""
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__("The gateway is full right now. Retry in a moment.")
         self.retry_after_seconds = retry_after_seconds
 
 
-class AllowanceSpent(Exception):  # noqa: N818
-    """The token that calls may use no more tokens, or not enough for this request."""
+class NotPriced(Exception):  # noqa: N818
+    """The caller has a budget in money, and nobody knows what the model costs."""
 
-    def __init__(self) -> None:
-        super().__init__("This token's allowance is used up, or too small for this request.")
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model `{model}` has no price, and there is a budget in money to keep.")
 
 
 class LimiterUnavailable(Exception):  # noqa: N818
-    """Redis did not answer in time; admission fails closed."""
+    """Redis did not answer in time, or cannot be asked yet."""
+
+    retry_after_seconds = 2.0
 
 
 class LedgerUnavailable(Exception):  # noqa: N818
@@ -85,28 +102,72 @@ CALLERS_FAULT = frozenset({400, 404, 413, 415, 422})
 class Permit:
     """What admission granted: a slot under each cap, as leases that expire unless they are renewed.
 
-    `granted_tokens` is what was reserved of the allowance of token `allowance_of`, where it has one.
+    `tokens` of output are granted on credit of its rates and budgets; it can be extended. `degraded` was
+    granted without Redis. Its id is also that of its booking.
     """
 
     id: str
     tenant_id: str
-    caps: tuple[Cap, ...]
-    allowance_of: str | None = None
-    granted_tokens: int = 0
+    demands: tuple[Demand, ...]
+    tokens: int = 0
+    degraded: bool = False
+
+    def reserved(self, demand: Demand) -> int:
+        """What it has reserved of a limit so far."""
+        return demand.base + demand.each * self.tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """What a token may use in all, and what this request asks of it: at least `least`, at most `most`.
+class Used(NamedTuple):
+    """What a stream used, or is to be charged for: tokens in and out, and nano-dollars."""
 
-    `spent` is what the ledger says, for when Redis does not know; None until the ledger was asked.
+    tokens: int = 0
+    nano_dollars: int = 0
+
+    def of(self, demand: Demand) -> int:
+        """As a limit counts it; of a cap, or of requests, nothing."""
+        if demand.each == 0:
+            return 0
+        return self.nano_dollars if demand.is_money else self.tokens
+
+
+class Renewal(NamedTuple):
+    """A permit to be renewed, and what its stream has used so far."""
+
+    permit: Permit
+    used: Used
+
+
+class Renewed(NamedTuple):
+    """Permits that are lost (their leases had run out, and the slots are taken), and streams by tenant."""
+
+    lost: set[str]
+    streams: Mapping[str, int]
+
+
+class Fleet(NamedTuple):
+    """How many workers there are, and how many of them come before this one."""
+
+    workers: int
+    before: int
+
+
+class Peek(NamedTuple):
+    """What is left of each limit that was asked for, and how often limits in shadow would have refused."""
+
+    states: tuple[State, ...]
+    would_refuse: Mapping[str, int]
+
+
+class Spending(NamedTuple):
+    """Which spending of a tenant the ledger sums up, from `since` on.
+
+    `of` is tenant, key, user or token, `id` which of them.
     """
 
-    token_id: str
-    total: int
-    least: int
-    most: int
-    spent: int | None = None
+    of: str
+    id: str
+    money: bool
+    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +209,31 @@ class UsageEvent:
     first_token_ms: int | None
     duration_ms: int
     ended_at: datetime
+    cost_nano_dollars: int | None = None
 
     def flat(self) -> dict[str, Any]:
         """All of it by field name: a row of the ledger, and what the API and the CLI show."""
         parts = {**asdict(self.booking), **asdict(self.usage)}
-        rest = ("answered_model", "ended", "cause", "first_token_ms", "duration_ms", "ended_at")
+        rest = (
+            "answered_model",
+            "ended",
+            "cause",
+            "first_token_ms",
+            "duration_ms",
+            "ended_at",
+            "cost_nano_dollars",
+        )
         return parts | {name: getattr(self, name) for name in rest}
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A booking that is open, and its last checkpoint: how many tokens, and when that was written."""
+
+    booking: Booking
+    input_tokens: int
+    output_tokens: int
+    checkpoint_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,35 +265,33 @@ class Clock(Protocol):
 
 
 class Limiter(Protocol):
-    """Caps on what a tenant may have at one time. Fails closed, with LimiterUnavailable, in bounded time."""
+    """All limits on what tenants use. Answers in bounded time, or raises LimiterUnavailable."""
 
-    async def acquire(
-        self, tenant_id: str, permit_id: str, caps: tuple[Cap, ...], allowance: Allowance | None = None
-    ) -> Permit | None:
-        """Take a slot under each cap, and tokens of the allowance: all or nothing.
+    async def acquire(self, tenant_id: str, ask: Ask) -> Reply:
+        """Grant all that a request asks, or nothing; or give it a place in the queue.
 
-        Raises StreamsExhausted, AllowanceSpent or LimiterUnavailable. None where an allowance is asked for
-        and it is not known what is spent of it: ask the ledger, and say so in `allowance.spent`.
+        UNKNOWN: ask the ledger for what `reply.unknown` names, and ask again. The same again is the same.
         """
         ...
 
-    async def renew(self, permits: Mapping[str, Permit]) -> set[str]:
-        """Renew the leases of all live streams of a worker in one round trip.
-
-        Returns the ids of permits that are lost: their lease had run out and the slot is taken.
-        Raises LimiterUnavailable.
-        """
+    async def extend(self, tenant_id: str, ask: Ask) -> Reply:
+        """Grant a permit more tokens of output: GRANTED, REFUSED or UNKNOWN. `base` is not charged again."""
         ...
 
-    async def release(self, permit: Permit, used_tokens: int = 0) -> None:
-        """Give the slots back, and of the allowance what was not used.
-
-        A failure is logged and not raised: the leases run out by themselves.
-        """
+    async def renew(self, renewals: Iterable[Renewal], waiters: Mapping[str, Sequence[str]]) -> Renewed:
+        """Renew the leases of all live streams of a worker, and of its waiters by tenant."""
         ...
 
-    async def live(self, tenant_id: str) -> int:
-        """How many slots of a tenant are taken."""
+    async def release(self, permit: Permit, used: Used) -> None:
+        """Give back slots, what was reserved and not used, and a place in the queue. Again is the same."""
+        ...
+
+    async def peek(self, tenant_id: str, demands: Sequence[Demand]) -> Peek:
+        """What is left of each limit."""
+        ...
+
+    async def live(self, tenant_id: str) -> list[str]:
+        """The permits of a tenant's live streams, over all workers."""
         ...
 
     async def ping(self) -> None:
@@ -240,8 +318,16 @@ class Ledger(Protocol):
         """Sums over a tenant's events."""
         ...
 
-    async def spent(self, tenant_id: str, token_id: str) -> int:
-        """How many tokens, in and out, the events of one bought token say it used."""
+    async def spent(self, tenant_id: str, spending: Spending) -> int:
+        """How many tokens, in and out, or nano-dollars a tenant's events say were used."""
+        ...
+
+    async def running(self, tenant_id: str, since: datetime) -> int:
+        """How many of a tenant's bookings are open that began since then."""
+        ...
+
+    async def in_flight(self, tenant_id: str | None = None, booking_id: str | None = None) -> list[InFlight]:
+        """Open bookings, oldest first: all, a tenant's, or the one with that id. Raises LedgerUnavailable."""
         ...
 
     async def events(self, tenant_id: str, *, after: str | None, limit: int) -> list[UsageEvent]:
@@ -304,26 +390,3 @@ class Tokenizer(Protocol):
     async def count(self, texts: Sequence[str], encoding: str) -> list[int]:
         """Tokens of each text. Lone surrogates count as U+FFFD."""
         ...
-
-
-# --- what a request carries with it -----------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How streams are treated; all times in seconds."""
-
-    lease_seconds: float = 15.0
-    tick_seconds: float = 1.0
-    heartbeat_seconds: float = 15.0
-    stream_seconds: float = 600.0
-    send_seconds: float = 30.0
-    settle_seconds: float = 5.0
-    drain_seconds: float = 20.0
-    watch_seconds: float = 0.5
-    last_used_seconds: float = 60.0
-    max_event_bytes: int = 4 << 20
-    max_answer_bytes: int = 64 << 20
-    default_model: str = "scripted"
-    default_max_streams: int = 20
-    worker: str = field(default="worker")

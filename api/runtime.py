@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from api import demo
-from api.adapters import limiter_redis
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.clock_system import SystemClock
 from api.adapters.credentials_sql import SqlCredentials
@@ -20,12 +19,16 @@ from api.adapters.database_sql import open_engine
 from api.adapters.doorbell_redis import RedisDoorbell
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
+from api.adapters.limiter_share import ShareLimiter
+from api.adapters.redis_connect import connect
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
+from api.core.demand import Terms
+from api.core.policy import Policy
 from api.flow.gate import Gate
 from api.flow.tend import tend
+from api.flow.turns import Places
 from api.flow.watch import Watch, note_used, note_used_for_ever
-from api.ports import Policy
 from auth.authenticator import Authenticator
 from auth.door import Door
 from auth.issuers import Issuers
@@ -34,6 +37,8 @@ from auth.tokens import TokenSigner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
 
     from api.adapters.upstream_openai import OpenAIUpstream
     from api.deps import LifespanState
@@ -61,7 +66,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         changing = open_engine(settings.ledger_url, connections=4)
         for opened in (engine, reading, changing):
             stack.push_async_callback(opened.dispose)
-        redis = limiter_redis.connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
+        redis = connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
         tokenizer = ToktokTokenizer()
         upstream = _upstream(settings, tokenizer)
@@ -73,9 +78,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         ledger = SqlLedger(engine)
         gate = Gate(
             clock=clock,
-            limiter=RedisLimiter(
-                redis, lease_seconds=settings.lease_seconds, timeout_seconds=settings.redis_timeout_seconds
-            ),
+            limiter=_limiter(settings, redis, clock),
             ledger=ledger,
             upstream=upstream,
             accounts=SqlAccounts(changing, clock),
@@ -83,7 +86,9 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             authenticator=Authenticator(memory, signer, issuers, Door(clock), clock),
             doorbell=RedisDoorbell(redis, timeout_seconds=settings.redis_timeout_seconds),
             tokenizer=tokenizer,
+            prices=settings.prices(),
             policy=policy_of(settings),
+            places=Places(settings.max_worker_streams),
         )
         for encoding in ("o200k_base", "cl100k_base"):
             gate.chores.start(tokenizer.count([""], encoding), name=f"load {encoding}")
@@ -103,6 +108,21 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             await asyncio.wait([writing], timeout=_CLOSE_SECONDS)
             await note_used(gate)
             await gate.chores.cancel()
+
+
+def _limiter(settings: Settings, redis: Redis, clock: SystemClock) -> ShareLimiter:
+    lease, tick = (int(seconds * 1_000_000) for seconds in (settings.lease_seconds, settings.tick_seconds))
+    terms = Terms(lease, 3 * tick, 2 * tick)
+    in_redis = RedisLimiter(redis, terms, timeout_seconds=settings.redis_timeout_seconds)
+    return ShareLimiter(
+        in_redis,
+        clock,
+        terms,
+        worker=settings.worker,
+        mode=settings.redis_away,
+        workers=settings.web_concurrency,
+        tick_seconds=settings.tick_seconds,
+    )
 
 
 async def _nothing(_url: str) -> bytes:
@@ -151,5 +171,6 @@ def policy_of(settings: Settings) -> Policy:
         drain_seconds=settings.drain_seconds,
         default_model=settings.model_or_default,
         default_max_streams=settings.default_max_streams,
+        wall_is_error=settings.budget_end == "error",
         worker=settings.worker,
     )

@@ -75,6 +75,46 @@ class ChatRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
+    user: Name | None = None
+    safety_identifier: Name | None = None
+
+
+class LimitState(BaseModel):
+    """A limit that binds you, and what is left of it. `of` is tenant, key, token or user (an end user).
+
+    All of it is there again in `reset_seconds`; null where that is not a matter of time. One in `shadow`
+    refuses nothing; `would_refuse` is how often it would have, for all of its kind in your tenant.
+    """
+
+    limit: str
+    of: str
+    amount: int
+    remaining: int
+    reset_seconds: int | None
+    shadow: bool
+    would_refuse: int
+
+
+class StreamOut(BaseModel):
+    """A stream that runs, as its last checkpoint has it. Times are UTC.
+
+    `state` is live; lost, where its worker has not been heard of for a lease; or unknown, while Redis does
+    not answer.
+    """
+
+    id: str
+    state: str
+    tenant_id: str
+    key_id: str | None
+    token_id: str | None
+    end_user: str | None
+    model: str
+    worker: str
+    request_id: str
+    started_at: datetime
+    age_seconds: float
+    input_tokens: int
+    output_tokens: int
 
 
 class ErrorObject(BaseModel):

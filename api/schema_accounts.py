@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.accounts import KeyFields, TenantFields
 from api.schema import PRINTABLE, ModelName, Name
+from api.schema_limits import EndUserLimits, Limits, LimitsOut, MaxWaiters, MaxWaitSeconds, Streams, Weight
 from auth.principal import TENANT_SCOPES, Scope
 
 MAX_LIST = 200
@@ -76,10 +77,10 @@ def _not_none(value: Any) -> Any:
 
 
 TenantId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
+StreamId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
 KeyId = Annotated[str, Path(max_length=40, pattern=PRINTABLE)]
 TOKEN_ID = r"^[\x21-\x7e]{1,128}$"  # noqa: S105 - a pattern
 TokenId = Annotated[str, Path(pattern=TOKEN_ID)]
-Streams = Annotated[int, Field(ge=1, le=1_000_000)]
 TimeZone = Annotated[str, Field(max_length=64), AfterValidator(_zone)]
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE)]
 Title = Annotated[Name, AfterValidator(_no_blank)]
@@ -106,14 +107,24 @@ class TenantIn(BaseModel):
     default_model: ModelName | None = None
     time_zone: TimeZone = "UTC"
     metadata: Metadata = {}
+    limits: Limits = Limits()
+    end_user_limits: EndUserLimits = EndUserLimits()
+    max_waiters: MaxWaiters = 0
+    max_wait_seconds: MaxWaitSeconds = 30
+    weight: Weight = 1
 
     def fields(self, default_max_streams: int) -> TenantFields:
         """What to create."""
-        return TenantFields(**self.model_dump() | {"max_streams": self.max_streams or default_max_streams})
+        decided = {
+            "max_streams": self.max_streams or default_max_streams,
+            "limits": self.limits.stored(),
+            "end_user_limits": self.end_user_limits.stored(),
+        }
+        return TenantFields(**self.model_dump() | decided)
 
 
 class TenantPatch(BaseModel):
-    """What to change of a tenant; fields that are left out stay as they are."""
+    """What to change of a tenant; fields that are left out stay as they are, also those of its limits."""
 
     model_config = _STRICT
 
@@ -123,6 +134,11 @@ class TenantPatch(BaseModel):
     default_model: ModelName | None = None
     time_zone: Annotated[TimeZone | None, AfterValidator(_not_none)] = None
     metadata: Annotated[Metadata | None, AfterValidator(_not_none)] = None
+    limits: Annotated[Limits | None, AfterValidator(_not_none)] = None
+    end_user_limits: Annotated[EndUserLimits | None, AfterValidator(_not_none)] = None
+    max_waiters: Annotated[MaxWaiters | None, AfterValidator(_not_none)] = None
+    max_wait_seconds: Annotated[MaxWaitSeconds | None, AfterValidator(_not_none)] = None
+    weight: Annotated[Weight | None, AfterValidator(_not_none)] = None
 
 
 class TenantOut(BaseModel):
@@ -138,6 +154,11 @@ class TenantOut(BaseModel):
     default_model: str | None
     time_zone: str
     metadata: dict[str, str]
+    limits: LimitsOut
+    end_user_limits: LimitsOut
+    max_waiters: int
+    max_wait_seconds: int
+    weight: int
     created_at: datetime
 
 
@@ -154,14 +175,16 @@ class KeyIn(BaseModel):
     max_streams: Streams | None = None
     allowed_addresses: Networks = []
     expires_at: Moment | None = None
+    limits: Limits = Limits()
 
     def fields(self) -> KeyFields:
         """What to issue."""
-        return KeyFields(**self.model_dump() | {"scopes": tuple(self.scopes or sorted(TENANT_SCOPES))})
+        scopes = tuple(self.scopes or sorted(TENANT_SCOPES))
+        return KeyFields(**self.model_dump() | {"scopes": scopes, "limits": self.limits.stored()})
 
 
 class KeyPatch(BaseModel):
-    """What to change of a key; fields that are left out stay as they are."""
+    """What to change of a key; fields that are left out stay as they are, also those of its limits."""
 
     model_config = _STRICT
 
@@ -171,6 +194,7 @@ class KeyPatch(BaseModel):
     max_streams: Streams | None = None
     allowed_addresses: Annotated[Networks | None, AfterValidator(_not_none)] = None
     expires_at: Moment | None = None
+    limits: Annotated[Limits | None, AfterValidator(_not_none)] = None
 
 
 class RotateIn(BaseModel):
@@ -194,6 +218,7 @@ class KeyOut(BaseModel):
     max_streams: int | None
     allowed_addresses: list[str]
     expires_at: datetime | None
+    limits: LimitsOut
     created_at: datetime
     created_by: str
     last_used_at: datetime | None

@@ -7,6 +7,7 @@ loopback only.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import socket
 from pathlib import Path
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.core.money import Prices, read_prices
+from api.redis_url import parse_redis_url
 from auth.issuers import IssuerConfig, is_loopback, load_issuers
 
 MIN_SECRET_CHARACTERS = 32
@@ -49,6 +52,7 @@ class Settings(BaseSettings):
     database_url: str = ""
     redis_url: str = "memory://"
     redis_timeout_seconds: Seconds = 0.25
+    redis_away: Literal["share", "closed", "open"] = "share"
     auto_migrate: bool = True
 
     secret_key: SecretStr = SecretStr("")
@@ -65,6 +69,9 @@ class Settings(BaseSettings):
     default_model: str = ""
 
     default_max_streams: Annotated[int, Field(ge=1)] = 20
+    max_worker_streams: Annotated[int, Field(ge=0)] = 0
+    budget_end: Literal["length", "error"] = "length"
+    prices_file: Path | None = None
     max_body_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
     heartbeat_seconds: Seconds = 15.0
     stream_seconds: Seconds = 600.0
@@ -95,13 +102,17 @@ class Settings(BaseSettings):
                 "WEB_CONCURRENCY over 1 needs a REDIS_URL: workers with a memory of their own would each "
                 "grant the whole cap"
             )
-        if not self.redis_url.startswith(("memory://", "redis://", "rediss://", "unix://")):
-            raise ValueError("REDIS_URL must begin with memory://, redis://, rediss:// or unix://")
         if self.lease_seconds < 3 * self.tick_seconds:
             raise ValueError("LEASE_SECONDS must be at least three TICK_SECONDS, or a hiccup loses slots")
         if self.openai_base_url and urlsplit(self.openai_base_url).scheme not in {"http", "https"}:
             raise ValueError("OPENAI_BASE_URL must begin with http:// or https://")
         return self
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, url: str) -> str:
+        parse_redis_url(url)
+        return url
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -126,6 +137,22 @@ class Settings(BaseSettings):
     def _issuers_are_fine(self) -> Settings:
         self.issuers()
         return self
+
+    @model_validator(mode="after")
+    def _prices_are_fine(self) -> Settings:
+        self.prices()
+        return self
+
+    def prices(self) -> Prices:
+        """What models cost, read from PRICES_FILE; without one only the scripted model has a price."""
+        if self.prices_file is None:
+            return read_prices({})
+        try:
+            return read_prices(json.loads(self.prices_file.read_text("utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"PRICES_FILE cannot be read: {type(error).__name__}") from None
+        except ValueError as error:
+            raise ValueError(f"PRICES_FILE: {error}") from None
 
     def issuers(self) -> tuple[IssuerConfig, ...]:
         """The identity providers whose tokens are taken, read from ISSUERS_FILE."""

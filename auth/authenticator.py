@@ -17,7 +17,7 @@ from auth import jws, keys
 from auth.issuers import ForeignClaims
 from auth.memory import put
 from auth.principal import (
-    Cap,
+    Limit,
     NotAllowed,
     NotAuthenticated,
     Principal,
@@ -25,6 +25,7 @@ from auth.principal import (
     StoredKey,
     StoredTenant,
     fingerprint,
+    limits_of_user,
 )
 from auth.tokens import ISSUER
 
@@ -185,15 +186,13 @@ class Authenticator:
         until = _earlier(_unix(stored.expires_at), _end_of_proof(stored, claims.proof))
         if until is not None and self._clock.unix() >= until:
             raise NotAuthenticated
-        own_cap = () if claims.max_streams is None else (Cap("token", claims.id, claims.max_streams),)
         return _of_stored(
             stored,
             scopes=stored.scopes & claims.scopes,
             token_id=claims.id,
             end_user=claims.end_user,
-            caps=_caps_of(stored) + own_cap,
+            limits=_limits_of(stored.tenant, claims.end_user, *stored.limits, *_limits_of_token(claims)),
             models=tuple(models for models in (stored.models, claims.models) if models is not None),
-            allowance=claims.max_tokens,
             expires_at=_earlier(until, claims.expires_at),
             proof=claims.proof,
             as_of=as_of,
@@ -214,7 +213,8 @@ class Authenticator:
             tenant_id=tenant.id,
             token_id=claims.token_id,
             end_user=claims.end_user,
-            caps=(Cap("tenant", tenant.id, tenant.max_streams),),
+            limits=_limits_of(tenant, claims.end_user),
+            terms=tenant.terms,
             default_model=tenant.default_model,
             expires_at=claims.expires_at,
             as_of=as_of,
@@ -262,9 +262,15 @@ def _end_of_proof(stored: StoredKey, proof: str | None) -> float | None:
     return _end_of_secret(stored, lambda kept: hmac.compare_digest(proof, fingerprint(kept)))
 
 
-def _caps_of(stored: StoredKey) -> tuple[Cap, ...]:
-    tenant = Cap("tenant", stored.tenant.id, stored.tenant.max_streams)
-    return (tenant,) if stored.max_streams is None else (tenant, Cap("key", stored.id, stored.max_streams))
+def _limits_of(tenant: StoredTenant, end_user: str | None, *narrower: Limit) -> tuple[Limit, ...]:
+    return (*tenant.limits, *narrower, *limits_of_user(tenant.terms, end_user))
+
+
+def _limits_of_token(claims: Claims) -> tuple[Limit, ...]:
+    amounts = {"max_streams": claims.max_streams, "tokens_in_all": claims.max_tokens}
+    return tuple(
+        Limit("token", claims.id, amount, name) for name, amount in amounts.items() if amount is not None
+    )
 
 
 def _of_stored(stored: StoredKey, **more: Any) -> Principal:
@@ -273,7 +279,8 @@ def _of_stored(stored: StoredKey, **more: Any) -> Principal:
         "scopes": stored.scopes,
         "tenant_id": stored.tenant.id,
         "key_id": stored.id,
-        "caps": _caps_of(stored),
+        "limits": _limits_of(stored.tenant, None, *stored.limits),
+        "terms": stored.tenant.terms,
         "models": () if stored.models is None else (stored.models,),
         "default_model": stored.tenant.default_model,
     }

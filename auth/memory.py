@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from auth.principal import Change
 
-KINDS = frozenset({"key", "tenant", "token", "user"})
-"""What may be remembered; the feed has other entries too."""
+KINDS = frozenset({"key", "tenant", "token", "user", "stream"})
+"""What may be remembered, or is news to somebody; the feed has other entries too."""
 
 LATEST = 50
 """How many entries of the feed are read at first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,12 +26,46 @@ TENANT_SCOPES = frozenset({Scope.CHAT, Scope.EMBEDDINGS, Scope.USAGE_READ})
 """What a tenant's key may do unless it was issued with less, or more."""
 
 
-class Cap(NamedTuple):
-    """At most `limit` streams at one time for one `kind` ("tenant", "key", "token") of the given id."""
+class Limit(NamedTuple):
+    """At most `amount` for one `kind` ("tenant", "key", "user", "token") of the given id.
+
+    `name` says of what: one of LIMITS. In `shadow` it is only counted what it would have refused.
+    """
 
     kind: str
     id: str
-    limit: int
+    amount: int
+    name: str = "max_streams"
+    shadow: bool = False
+
+
+LIMITS = (
+    "max_streams",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "tokens_per_day",
+    "tokens_per_month",
+    "nano_dollars_per_day",
+    "nano_dollars_per_month",
+    "tokens_in_all",
+)
+"""Tokens are input and output together. `tokens_in_all` is a bought token's allowance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a tenant's limits need to know beside their amounts.
+
+    `time_zone` (IANA) is where its budget days begin. A request over a limit that will pass may wait for
+    `max_wait_seconds`, with up to `max_waiters` at one time; `weight` is its share of a worker that is full.
+    `end_user_limits` holds for each of its end users; their `id` is empty.
+    """
+
+    time_zone: str = "UTC"
+    max_waiters: int = 0
+    max_wait_seconds: int = 30
+    weight: int = 1
+    end_user_limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +74,9 @@ class Principal:
 
     `tenant_id` is None for an admin who signed in, `key_id` for one and for a token of the company's own
     identity provider; `user` is set for an admin alone. `models` are patterns, None for all. `expires_at`
-    is UTC seconds: what runs then is cut. `allowance` is how many tokens a bought token may use in all.
-    `as_of` is how much of the accounts' change feed was known when this was decided. `proof` is the
-    fingerprint of what it stands on: the secret of its key, or an admin's password.
+    is UTC seconds: what runs then is cut. `limits` are all that bind it, those of its end user too. `as_of`
+    is how much of the accounts' change feed was known when this was decided. `proof` is the fingerprint of
+    what it stands on: the secret of its key, or an admin's password.
     """
 
     scopes: frozenset[Scope]
@@ -51,10 +85,10 @@ class Principal:
     token_id: str | None = None
     user: str | None = None
     end_user: str | None = None
-    caps: tuple[Cap, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    terms: Terms = Terms()
     models: tuple[tuple[str, ...], ...] = ()
     default_model: str | None = None
-    allowance: int | None = None
     expires_at: float | None = None
     as_of: int = 0
     proof: str | None = field(default=None, repr=False, compare=False)
@@ -68,9 +102,22 @@ class Principal:
             return f"key:{self.key_id}"
         return f"token:{self.token_id}"
 
+    def acting_for(self, end_user: str) -> Principal:
+        """The same, for one of its end users: whom a key names in a request, unless its credential has."""
+        if self.end_user is not None:
+            return self
+        return replace(self, end_user=end_user, limits=self.limits + limits_of_user(self.terms, end_user))
+
     def may_use(self, model: str) -> bool:
         """Whether each of the lists that bind this caller (its key's, its token's) allows the model."""
         return all(any(matches(model, pattern) for pattern in patterns) for patterns in self.models)
+
+
+def limits_of_user(terms: Terms, end_user: str | None) -> tuple[Limit, ...]:
+    """What binds one end user of a tenant."""
+    if end_user is None:
+        return ()
+    return tuple(limit._replace(id=end_user) for limit in terms.end_user_limits)
 
 
 def fingerprint(stored: bytes | str) -> str:
@@ -92,6 +139,15 @@ class StoredTenant:
     active: bool
     max_streams: int
     default_model: str | None = None
+    more_limits: tuple[Limit, ...] = ()
+    streams_in_shadow: bool = False
+    terms: Terms = Terms()
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """All that bind the tenant, its cap on streams first."""
+        streams = Limit("tenant", self.id, self.max_streams, shadow=self.streams_in_shadow)
+        return (streams, *self.more_limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +169,16 @@ class StoredKey:
     models: tuple[str, ...] | None = None
     max_streams: int | None = None
     allowed_addresses: tuple[str, ...] = ()
+    more_limits: tuple[Limit, ...] = ()
+    streams_in_shadow: bool = False
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """All that bind the key alone."""
+        if self.max_streams is None:
+            return self.more_limits
+        streams = Limit("key", self.id, self.max_streams, shadow=self.streams_in_shadow)
+        return (streams, *self.more_limits)
 
     def allows(self, address: str) -> bool:
         """Whether the key may be used from there. What is no IP address is nowhere."""
@@ -136,7 +202,7 @@ class StoredUser:
 
 
 class Change(NamedTuple):
-    """Something that authentication may have in mind has changed: `kind` is key, tenant, token or user."""
+    """Something that is remembered has changed: `kind` is key, tenant, token, user; or a stream was ended."""
 
     seq: int
     kind: str

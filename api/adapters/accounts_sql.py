@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
+from dataclasses import fields as fields_of
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from sqlalchemy import bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from api.accounts import AuditEntry, ExternalIdTaken, NoSuchTenant, Tenant
+from api.accounts import AuditEntry, ExternalIdTaken, NoSuchTenant, Tenant, TenantFields
 from api.adapters.database_sql import WRITES
 from api.adapters.keys_sql import SqlKeys
+from api.adapters.limits_sql import COLUMNS, merged, merged_columns
 from api.adapters.tables_sql import api_keys, audit_log, revoked_tokens, tenants, users
 from api.core.ids import ENTROPY_BYTES, sortable_id
 from api.ports import AccountsUnavailable
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from api.accounts import Actor, TenantFields
+    from api.accounts import Actor
     from api.ports import Clock
 
 
@@ -110,6 +112,7 @@ class SqlAccounts:
         now = self._book.clock.now()
         tenant_id = sortable_id("tn_", int(now.timestamp() * 1000), secrets.token_bytes(ENTROPY_BYTES))
         values = {name: getattr(fields, name) for name in _TENANT_FIELDS}
+        values |= {name: merged({}, values[name]) for name in COLUMNS}
         try:
             async with self._book.writing() as connection:
                 row = {"id": tenant_id, "active": True, "created_at": now, **values}
@@ -141,7 +144,7 @@ class SqlAccounts:
         return _tenant(row)
 
     async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any], *, by: Actor) -> Tenant:
-        """Set some of TenantFields. Raises NoSuchTenant, ExternalIdTaken."""
+        """Set some of TenantFields; limits are merged. Raises NoSuchTenant, ExternalIdTaken."""
         external_id = changes.get("external_id")
         try:
             return await self._set(tenant_id, "tenant.change", dict(changes), by=by, **changes)
@@ -171,6 +174,7 @@ class SqlAccounts:
             row = (await connection.execute(query.with_for_update())).mappings().one_or_none()
             if row is None:
                 raise NoSuchTenant(tenant_id)
+            values = merged_columns(row, values)
             if values:
                 await connection.execute(update(tenants).where(tenants.c.id == tenant_id).values(values))
                 await self._book.note(connection, action, tenant_id, by=by, tenant_id=tenant_id, **details)
@@ -228,10 +232,12 @@ class SqlAccounts:
 
     # --- the audit log --------------------------------------------------------------------------
 
-    async def note(self, action: str, kind: str, target: str, *, by: Actor) -> None:
+    async def note(
+        self, action: str, kind: str, target: str, *, by: Actor, tenant_id: str | None = None
+    ) -> None:
         """Write an audit entry of something that changes nothing, such as a sign-in."""
         async with self._book.writing() as connection:
-            await self._book.note(connection, f"{kind}.{action}", target, by=by)
+            await self._book.note(connection, f"{kind}.{action}", target, by=by, tenant_id=tenant_id)
 
     async def audit(
         self,
@@ -252,7 +258,7 @@ class SqlAccounts:
             return [AuditEntry(**row) for row in (await connection.execute(query)).mappings()]
 
 
-_TENANT_FIELDS = ("name", "max_streams", "external_id", "default_model", "time_zone", "metadata")
+_TENANT_FIELDS = tuple(field.name for field in fields_of(TenantFields))
 
 
 async def _put(connection: AsyncConnection, table: Table, row: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import or_, select
 
 from api.adapters.accounts_sql import Book
+from api.adapters.limits_sql import limits_of, streams_in_shadow
 from api.adapters.tables_sql import api_keys, audit_log, revoked_tokens, tenants, users
 from auth.memory import LATEST, REVOKED_SECONDS, token_name
-from auth.principal import Change, Scope, StoredKey, StoredTenant, StoredUser
+from auth.principal import Change, Scope, StoredKey, StoredTenant, StoredUser, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,12 @@ _TENANT = (
     tenants.c.active,
     tenants.c.max_streams.label("tenant_max_streams"),
     tenants.c.default_model,
+    tenants.c.limits.label("tenant_limits"),
+    tenants.c.end_user_limits,
+    tenants.c.time_zone,
+    tenants.c.max_waiters,
+    tenants.c.max_wait_seconds,
+    tenants.c.weight,
 )
 
 
@@ -87,7 +94,19 @@ class SqlCredentials:
 
 
 def _tenant(row: RowMapping) -> StoredTenant:
-    return StoredTenant(row["tenant"], row["active"], row["tenant_max_streams"], row["default_model"])
+    terms = ("time_zone", "max_waiters", "max_wait_seconds", "weight")
+    return StoredTenant(
+        id=row["tenant"],
+        active=row["active"],
+        max_streams=row["tenant_max_streams"],
+        default_model=row["default_model"],
+        more_limits=limits_of("tenant", row["tenant"], row["tenant_limits"]),
+        streams_in_shadow=streams_in_shadow(row["tenant_limits"]),
+        terms=Terms(
+            **{name: row[name] for name in terms},
+            end_user_limits=limits_of("user", "", row["end_user_limits"]),
+        ),
+    )
 
 
 def _key(row: RowMapping) -> StoredKey:
@@ -98,4 +117,6 @@ def _key(row: RowMapping) -> StoredKey:
         scopes=frozenset(Scope(word) for word in row["scopes"].split()),
         models=None if row["models"] is None else tuple(row["models"]),
         allowed_addresses=tuple(row["allowed_addresses"]),
+        more_limits=limits_of("key", row["id"], row["limits"]),
+        streams_in_shadow=streams_in_shadow(row["limits"]),
     )

@@ -25,7 +25,7 @@ _AGAIN_SECONDS = 1.0
 
 
 class RedisDoorbell:
-    """`client` is a redis.asyncio client, or fakeredis' twin of one."""
+    """`client` is what api.adapters.redis_connect opens. Nodes of a cluster pass a ring on to each other."""
 
     def __init__(self, client: Redis, *, timeout_seconds: float = 0.25) -> None:
         self._client = client
@@ -44,6 +44,7 @@ class RedisDoorbell:
         deaf = False
         while True:
             try:
+                await self._client.initialize()  # a cluster has to be known before one of its nodes is heard
                 async with self._client.pubsub() as listener:
                     await listener.subscribe(CHANNEL)
                     while True:

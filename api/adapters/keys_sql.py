@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert, literal, not_, select, update
 
 from api.accounts import KeyInfo, NoSuchKey, NoSuchTenant
+from api.adapters.limits_sql import merged, merged_columns
 from api.adapters.tables_sql import api_keys, tenants
 from auth import keys
 from auth.principal import Scope
@@ -74,12 +75,12 @@ class SqlKeys:
             return _info(await self._row(connection, key_id))
 
     async def change(self, key_id: str, changes: Mapping[str, Any], *, by: Actor) -> KeyInfo:
-        """Set some of KeyFields. Raises NoSuchKey."""
+        """Set some of KeyFields; limits are merged. Raises NoSuchKey."""
         values = _columns(changes)
         async with self._book.writing() as connection:
             row = await self._row(connection, key_id, lock=True)
             if values:
-                row = await self._set(connection, key_id, values)
+                row = await self._set(connection, key_id, merged_columns(row, values))
                 await self._note(connection, "key.change", row, by=by, **_plain(values))
         return _info(row)
 
@@ -138,11 +139,11 @@ def _tenant(tenant_id: str) -> Any:
     return select(tenants.c.id).where(tenants.c.id == tenant_id)
 
 
-_FIELDS = ("name", "scopes", "models", "max_streams", "allowed_addresses", "expires_at")
+_FIELDS = ("name", "scopes", "models", "max_streams", "allowed_addresses", "expires_at", "limits")
 
 
 def _values(fields: KeyFields) -> dict[str, Any]:
-    return _columns({name: getattr(fields, name) for name in _FIELDS})
+    return _columns({name: getattr(fields, name) for name in _FIELDS} | {"limits": merged({}, fields.limits)})
 
 
 def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _info(row: RowMapping) -> KeyInfo:
-    shown = ("id", "tenant_id", "name", "max_streams", "expires_at", "created_at", "created_by")
+    shown = ("id", "tenant_id", "name", "max_streams", "limits", "expires_at", "created_at", "created_by")
     times = ("last_used_at", "previous_until", "revoked_at")
     return KeyInfo(
         **{name: row[name] for name in (*shown, *times)},

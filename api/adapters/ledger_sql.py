@@ -22,17 +22,21 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from api.adapters import rows_sql
 from api.adapters.database_sql import WRITES
 from api.adapters.tables_sql import in_flight, usage_events
+from api.core.ids import first_id
 from api.ports import LedgerUnavailable, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
+    from sqlalchemy import Select
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from api.ports import Booking, Checkpoint, UsageEvent
+    from api.ports import Booking, Checkpoint, InFlight, Spending, UsageEvent
 
 log = logging.getLogger("sluicegate.ledger")
 
+_OWNERS = {"key": "key_id", "user": "end_user", "token": "token_id"}
 _MAX_GROUP = 500
 _COMMIT_SECONDS = 10.0
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0)
@@ -204,12 +208,24 @@ class SqlLedger:
             events, inputs, outputs = (await connection.execute(query)).one()
         return Totals(events, int(inputs), int(outputs))
 
-    async def spent(self, tenant_id: str, token_id: str) -> int:
-        """How many tokens, in and out, the events of one bought token say it used."""
-        used = usage_events.c.input_tokens + usage_events.c.output_tokens
-        query = select(func.coalesce(func.sum(used), 0)).where(
-            usage_events.c.tenant_id == tenant_id, usage_events.c.token_id == token_id
-        )
+    async def spent(self, tenant_id: str, spending: Spending) -> int:
+        """How many tokens, in and out, or nano-dollars a tenant's events say were used."""
+        rows = usage_events.c
+        used = rows.cost_nano_dollars if spending.money else rows.input_tokens + rows.output_tokens
+        query = select(func.coalesce(func.sum(used), 0)).where(rows.tenant_id == tenant_id)
+        if spending.of != "tenant":
+            query = query.where(rows[_OWNERS[spending.of]] == spending.id)
+        if spending.since is not None:
+            query = query.where(rows.id >= first_id("bk_", int(spending.since.timestamp() * 1000)))
+        return await self._number(query)
+
+    async def running(self, tenant_id: str, since: datetime) -> int:
+        """How many of a tenant's bookings are open that began since then."""
+        first = first_id("bk_", int(since.timestamp() * 1000))
+        query = select(func.count()).where(in_flight.c.tenant_id == tenant_id, in_flight.c.id >= first)
+        return await self._number(query)
+
+    async def _number(self, query: Select[Any]) -> int:
         try:
             async with asyncio.timeout(2), self._engine.connect() as connection:
                 return int((await connection.execute(query)).scalar_one())
@@ -226,6 +242,19 @@ class SqlLedger:
         )
         async with self._engine.connect() as connection:
             return [rows_sql.usage_event(row) for row in (await connection.execute(query)).mappings()]
+
+    async def in_flight(self, tenant_id: str | None = None, booking_id: str | None = None) -> list[InFlight]:
+        """Open bookings, oldest first: all, a tenant's, or the one with that id."""
+        query = select(in_flight).order_by(in_flight.c.id)
+        if tenant_id is not None:
+            query = query.where(in_flight.c.tenant_id == tenant_id)
+        if booking_id is not None:
+            query = query.where(in_flight.c.id == booking_id)
+        try:
+            async with asyncio.timeout(2), self._engine.connect() as connection:
+                return [rows_sql.open_booking(row) for row in (await connection.execute(query)).mappings()]
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise LedgerUnavailable(type(error).__name__) from error
 
     async def in_flight_count(self) -> int:
         """How many bookings are open, over all workers."""

@@ -1,170 +1,209 @@
-"""Concurrent streams as leases in Redis: a slot is a member of a sorted set, scored by its expiry.
+"""Admission in Redis: all limits of a request in one Lua call, all leases of a worker in one round trip.
 
-One set for the tenant, one for a key or a bought token with a cap of its own; one call takes them all.
-
-The same Lua runs on Redis and on fakeredis (`memory://`). Redis' own TIME is the clock, so workers need
-not agree on theirs. Keys of one tenant share a hash tag. A dead worker's slots are free again when their
-lease runs out (15 s by default). Fails closed: LimiterUnavailable after `timeout_seconds` (250 ms).
+The same Lua runs on Redis, on a Redis Cluster and on fakeredis (`memory://`). Redis' own TIME is the clock,
+so workers need not agree on theirs. Keys of one tenant share a hash tag. A call answers within
+`timeout_seconds` (250 ms) or raises LimiterUnavailable; what to do then is `limiter_share`'s matter.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from dataclasses import replace
+import hashlib
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import redis.asyncio as aioredis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from api.ports import AllowanceSpent, LimiterUnavailable, Permit, StreamsExhausted
+from api.core.demand import MAX_TOKENS, STREAMS, Reply, Shape, State, Verdict
+from api.ports import Fleet, LimiterUnavailable, Peek, Renewed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
 
-    from api.ports import Allowance
-    from auth.principal import Cap
-
-log = logging.getLogger("sluicegate.limiter")
+    from api.core.demand import Ask, Demand, Terms
+    from api.ports import Permit, Renewal, Used
 
 _LUA = Path(__file__).parent / "lua"
+_HEAD = 5  # verdict, tokens, allowed, at, wait; then two numbers for each demand
+_WORKERS = "sg:workers"
+_LATE_SECONDS = 0.02
+"""A timer that fires later than this was held up by our own loop, and Redis gets the time back."""
 
-_FULL, _UNKNOWN = 0, 2  # replies of acquire.lua
 
-_ALLOWANCE_SECONDS = 2 * 3600
-"""How long an allowance's count is kept after its last use: longer than a bought token lives."""
+class Script:
+    """A Lua script that any Redis may have forgotten: after a restart, a failover, on a new node."""
+
+    def __init__(self, client: Redis, *files: str) -> None:
+        self._client = client
+        self.text = "\n".join((_LUA / file).read_text() for file in files)
+        self._sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, key: str, args: Sequence[Any]) -> Any:
+        """Run it where `key` lives."""
+        try:
+            return await self._client.evalsha(self._sha, 1, key, *args)
+        except NoScriptError:
+            return await self._client.eval(self.text, 1, key, *args)
+
+    async def each(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """Run it for several keys in one round trip."""
+        pipe = self._client.pipeline(transaction=False)
+        for key, args in calls:
+            pipe.evalsha(self._sha, 1, key, *args)
+        replies = await pipe.execute(raise_on_error=False)
+        for i, reply in enumerate(replies):
+            if isinstance(reply, NoScriptError):
+                replies[i] = await self._client.eval(self.text, 1, calls[i][0], *calls[i][1])
+            elif isinstance(reply, Exception):
+                raise reply
+        return list(replies)
 
 
 class RedisLimiter:
-    """Slots of tenants. `client` is a redis.asyncio client, or fakeredis' twin of one."""
+    """Limits of tenants. `client` is a redis.asyncio client of any kind, or fakeredis' twin of one."""
 
-    def __init__(self, client: Redis, *, lease_seconds: float, timeout_seconds: float = 0.25) -> None:
+    def __init__(self, client: Redis, terms: Terms, *, timeout_seconds: float = 0.25) -> None:
         self._client = client
-        self._lease_ms = int(lease_seconds * 1000)
+        self._terms = terms
         self._timeout_seconds = timeout_seconds
-        self._acquire = client.register_script((_LUA / "acquire.lua").read_text())
-        self._release = client.register_script((_LUA / "release.lua").read_text())
-        self._renew = client.register_script((_LUA / "renew.lua").read_text())
+        self._script = Script(client, "limits.lua", "calls.lua")
+        self._workers = Script(client, "workers.lua")
 
-    async def acquire(
-        self, tenant_id: str, permit_id: str, caps: tuple[Cap, ...], allowance: Allowance | None = None
-    ) -> Permit | None:
-        """Take a slot under each cap, and tokens of the allowance: all or nothing.
+    async def acquire(self, tenant_id: str, ask: Ask) -> Reply:
+        """All that a request asks, or nothing."""
+        running = -1 if ask.running is None else ask.running
+        head = ["acquire", ask.permit_id, *self._terms, ask.least, ask.most, ask.share, running]
+        args = [*head, ask.max_waiters, *_demands(ask.demands), *_spent(ask)]
+        return _reply(await self._call(tenant_id, args), ask.demands)
 
-        Raises StreamsExhausted, AllowanceSpent, LimiterUnavailable. None: say what is spent of the allowance.
-        """
-        permit = Permit(permit_id, tenant_id, caps, allowance.token_id if allowance else None)
-        args: list[Any] = [permit_id, self._lease_ms, len(caps), *(cap.limit for cap in caps)]
-        if allowance is not None:
-            spent = -1 if allowance.spent is None else allowance.spent
-            args += [allowance.total, allowance.least, allowance.most, spent, _ALLOWANCE_SECONDS]
-        reply = await self._bounded(self._acquire(keys=_keys(permit), args=args))
-        if reply[0] == _UNKNOWN:
-            return None
-        if reply[0] == _FULL and reply[1] == 0:
-            raise AllowanceSpent
-        if reply[0] == _FULL:
-            raise StreamsExhausted(caps[reply[1] - 1], retry_after_seconds=1)
-        return replace(permit, granted_tokens=reply[1])
+    async def extend(self, tenant_id: str, ask: Ask) -> Reply:
+        """More tokens of output for a permit."""
+        head = ["extend", ask.permit_id, ask.least, ask.most, ask.share]
+        return _reply(await self._call(tenant_id, [*head, *_demands(ask.demands), *_spent(ask)]), ())
 
-    async def renew(self, permits: Mapping[str, Permit]) -> set[str]:
-        """Renew all leases of a worker in one round trip; returns the permits that are lost."""
-        sets: dict[str, tuple[int, list[str]]] = {}
-        for permit in permits.values():
-            for cap in permit.caps:
-                sets.setdefault(_slots(permit.tenant_id, cap), (cap.limit, []))[1].append(permit.id)
-        reserved = [permit for permit in permits.values() if permit.allowance_of]
-        try:
-            replies = await self._bounded(self._renew_all(sets, reserved))
-        except NoScriptError:  # Redis was restarted: it has forgotten the script
-            await self._bounded(self._client.script_load(self._renew.script))
-            replies = await self._bounded(self._renew_all(sets, reserved))
-        return {member.decode() for lost in replies[: len(sets)] for member in lost}
+    async def renew(self, renewals: Iterable[Renewal], waiters: Mapping[str, Sequence[str]]) -> Renewed:
+        """Renew the leases of all streams and waiters of a worker, in one round trip."""
+        tenants: dict[str, list[Renewal]] = {tenant_id: [] for tenant_id in waiters}
+        for renewal in renewals:
+            tenants.setdefault(renewal.permit.tenant_id, []).append(renewal)
+        calls = [
+            (_key(tenant_id), self._renewal(mine, waiters.get(tenant_id, ())))
+            for tenant_id, mine in tenants.items()
+        ]
+        if not calls:
+            return Renewed(set(), {})
+        replies = await self._bounded(self._script.each(calls))
+        lost = {permit_id.decode() for _, *ids in replies for permit_id in ids}
+        return Renewed(lost, {tenant_id: reply[0] for tenant_id, reply in zip(tenants, replies, strict=True)})
 
-    def _renew_all(
-        self, sets: Mapping[str, tuple[int, list[str]]], reserved: list[Permit]
-    ) -> Awaitable[list[Any]]:
-        pipe = self._client.pipeline(transaction=False)
-        for key, (limit, ids) in sets.items():
-            pipe.evalsha(self._renew.sha, 1, key, limit, self._lease_ms, *ids)
-        for permit in reserved:  # which changes nothing, unless Redis was emptied
-            pipe.hsetnx(_allowance(permit), permit.id, str(permit.granted_tokens))
-            pipe.expire(_allowance(permit), _ALLOWANCE_SECONDS)
-        return pipe.execute()
+    def _renewal(self, renewals: Sequence[Renewal], waiters: Sequence[str]) -> list[Any]:
+        args: list[Any] = ["renew", *self._terms, len(renewals)]
+        for permit, used in renewals:
+            caps = [demand for demand in permit.demands if demand.shape is Shape.CAP]
+            args += [permit.id, len(caps)]
+            for cap in caps:
+                args += [cap.counter, MAX_TOKENS if cap.shadow else cap.amount]
+            budgets = [demand for demand in permit.demands if demand.shape is Shape.BUDGET]
+            credit = any(demand.each for demand in permit.demands)
+            args += [permit.tokens if credit else -1, len(budgets)]
+            for budget in budgets:
+                args += [budget.counter, permit.reserved(budget), used.of(budget), budget.keep_seconds]
+        return [*args, len(waiters), *waiters]
 
-    async def release(self, permit: Permit, used_tokens: int = 0) -> None:
-        """Give the slots back; if Redis is away, their leases run out by themselves."""
-        work = self._release(keys=_keys(permit), args=[permit.id, len(permit.caps), used_tokens])
-        try:
-            await self._bounded(work)
-        except LimiterUnavailable:
-            log.warning("slot %s was not given back and waits for its lease to run out", permit.id)
+    async def release(self, permit: Permit, used: Used) -> None:
+        """Give back what a permit has and did not use. Again is the same. Raises LimiterUnavailable."""
+        spent = [used.of(demand) for demand in permit.demands]
+        await self._call(permit.tenant_id, ["release", permit.id, *_demands(permit.demands), *spent])
 
-    async def live(self, tenant_id: str) -> int:
-        """How many slots of a tenant are taken, expired ones left out."""
+    async def peek(self, tenant_id: str, demands: Sequence[Demand]) -> Peek:
+        """What is left of each limit, and what those in shadow would have refused."""
+        reply = await self._call(tenant_id, ["peek", *_demands(demands)])
+        end = _HEAD + 2 * len(demands)
+        refused = {name.decode(): int(count) for name, count in _pairs(reply[end:])}
+        return Peek(_reply(reply[:end], demands).states, refused)
+
+    async def enlist(self, worker: str) -> Fleet:
+        """Say that this worker is there; returns how many there are, and which of them this is."""
+        reply = await self._bounded(self._workers(_WORKERS, [worker, self._terms.lease_us // 1000]))
+        return Fleet(*reply)
+
+    async def live(self, tenant_id: str) -> list[str]:
+        """The permits of a tenant's streams, over all workers."""
         seconds, micros = await self._bounded(self._client.time())
-        now = seconds * 1000 + micros // 1000
-        return int(await self._bounded(self._client.zcount(_streams(tenant_id), f"({now}", "+inf")))
+        now = seconds * 1_000_000 + micros
+        ids = await self._bounded(self._client.zrangebyscore(_key(tenant_id), f"({now}", "+inf"))
+        return [permit_id.decode() for permit_id in ids]
 
     async def ping(self) -> None:
         """Raises LimiterUnavailable."""
         await self._bounded(self._client.ping())
 
+    async def _call(self, tenant_id: str, args: Sequence[Any]) -> Any:
+        return await self._bounded(self._script(_key(tenant_id), args))
+
     async def _bounded(self, work: Awaitable[Any]) -> Any:
+        """Wait for Redis, and not for longer."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with patience(self._timeout_seconds):
                 return await work
-        except NoScriptError:
-            raise
         except (RedisError, OSError, TimeoutError) as error:
             raise LimiterUnavailable(f"Redis: {type(error).__name__}") from error
 
 
-def _streams(tenant_id: str) -> str:
-    return f"sg:{{{tenant_id}}}:streams"
+@asynccontextmanager
+async def patience(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout`, but what our own loop was late is not somebody else's silence.
+
+    A loop that was busy finds the answer and the time-out in the same round: the answer has to be read first.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as scope:
+        timers: list[asyncio.TimerHandle] = []
+
+        def over(due: float) -> None:
+            late = loop.time() - due
+            if late > _LATE_SECONDS:
+                later = loop.time() + min(late, seconds)
+                timers.append(loop.call_at(later, over, later))
+            else:
+                scope.reschedule(due)
+
+        first = loop.time() + seconds
+        timers.append(loop.call_at(first, over, first))
+        try:
+            yield
+        finally:
+            timers[-1].cancel()
 
 
-def _slots(tenant_id: str, cap: Cap) -> str:
-    """The set of a cap; the tenant in braces keeps all of its keys in one slot of a Redis Cluster."""
-    streams = _streams(tenant_id)
-    return streams if cap.kind == "tenant" else f"{streams}:{cap.kind}:{cap.id}"
+def _key(tenant_id: str) -> str:
+    """The set of a tenant's live streams. The braces keep all of its keys in one slot of a cluster."""
+    return f"sg:{{{tenant_id}}}:{STREAMS}"
 
 
-def _keys(permit: Permit) -> list[str]:
-    slots = [_slots(permit.tenant_id, cap) for cap in permit.caps]
-    return [*slots, _allowance(permit)] if permit.allowance_of else slots
+def _demands(demands: Sequence[Demand]) -> list[Any]:
+    args: list[Any] = [len(demands)]
+    for demand in demands:
+        shape, counter, amount, base, each, keep_seconds, shadow, of, name = demand
+        args += [shape.value, counter, amount, base, each, keep_seconds, int(shadow), of, name]
+    return args
 
 
-def _allowance(permit: Permit) -> str:
-    return f"sg:{{{permit.tenant_id}}}:allowance:{permit.allowance_of}"
+def _spent(ask: Ask) -> list[Any]:
+    return [ask.spent.get(i, "") for i in range(len(ask.demands))]
 
 
-def connect(url: str, *, timeout_seconds: float = 0.25) -> Redis:
-    """A client for `memory://` (this process only) or a Redis URL. Connects when first used."""
-    if url.startswith("memory://"):
-        from fakeredis import FakeAsyncRedis, FakeServer  # noqa: PLC0415 - only where it is asked for
+def _reply(reply: Sequence[int], demands: Sequence[Demand]) -> Reply:
+    verdict = Verdict(reply[0])
+    if verdict is Verdict.UNKNOWN:
+        return Reply(verdict, unknown=tuple(reply[1:]))
+    states = tuple(State(*pair) for pair in _pairs(reply[_HEAD:])) if demands else ()
+    tokens, allowed, at, wait_us = reply[1:_HEAD]
+    return Reply(verdict, tokens, allowed, at, wait_us, states)
 
-        client: Redis = FakeAsyncRedis(
-            server=FakeServer(),
-            connection_pool_class=aioredis.BlockingConnectionPool,
-            max_connections=32,
-            timeout=timeout_seconds,
-        )
-        return client
-    pool = aioredis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=32,
-        timeout=timeout_seconds,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        health_check_interval=30,
-        # A connection that Redis closed while it was idle is no reason to refuse anybody: a new one is tried.
-        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-    )
-    return aioredis.Redis.from_pool(pool)
+
+def _pairs(flat: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    return zip(flat[::2], flat[1::2], strict=True)

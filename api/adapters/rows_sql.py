@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.core.booking import Ended, Happening
 from api.core.usage import Certainty, Source, Usage
-from api.ports import Booking, UsageEvent
+from api.ports import Booking, InFlight, UsageEvent
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
@@ -30,6 +30,16 @@ def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def open_booking(row: RowMapping) -> InFlight:
+    """The value of a row of `in_flight`."""
+    return InFlight(
+        booking=Booking(**{name: row[name] for name in Booking.__dataclass_fields__}),
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        checkpoint_at=row["checkpoint_at"],
+    )
+
+
 def usage_event(row: RowMapping) -> UsageEvent:
     """The value of a row of `usage_events`."""
     return UsageEvent(
@@ -49,4 +59,5 @@ def usage_event(row: RowMapping) -> UsageEvent:
         first_token_ms=row["first_token_ms"],
         duration_ms=row["duration_ms"],
         ended_at=row["ended_at"],
+        cost_nano_dollars=row["cost_nano_dollars"],
     )

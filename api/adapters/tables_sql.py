@@ -73,6 +73,11 @@ tenants = Table(
     Column("time_zone", String(64), nullable=False, server_default="UTC"),
     Column("metadata", JSON, nullable=False, server_default="{}"),
     Column("deleted_at", UtcTime),
+    Column("limits", JSON, nullable=False, server_default="{}"),
+    Column("end_user_limits", JSON, nullable=False, server_default="{}"),
+    Column("max_waiters", Integer, nullable=False, server_default="0"),
+    Column("max_wait_seconds", Integer, nullable=False, server_default="30"),
+    Column("weight", Integer, nullable=False, server_default="1"),
     Index(
         "uq_tenants_external_id",
         "external_id",
@@ -100,6 +105,7 @@ api_keys = Table(
     Column("previous_sha256", LargeBinary(32)),
     Column("previous_until", UtcTime),
     Column("last_used_at", UtcTime),
+    Column("limits", JSON, nullable=False, server_default="{}"),
     Index("ix_api_keys_tenant_id", "tenant_id"),
 )
 
@@ -179,6 +185,7 @@ usage_events = Table(
     Column("first_token_ms", BigInteger),
     Column("duration_ms", BigInteger, nullable=False),
     Column("ended_at", UtcTime, nullable=False),
+    Column("cost_nano_dollars", BigInteger),
     Index("ix_usage_events_tenant_id_id", "tenant_id", "id"),
     Index(
         "ix_usage_events_token_id",

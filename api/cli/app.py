@@ -77,4 +77,5 @@ def scripted_upstream(
 
 def _without_password(url: str) -> str:
     """A URL that may be shown."""
-    return re.sub(r"//[^@/]*@", "//***@", url)
+    shown = re.sub(r"//.*@", "//***@", url)  # to the last @: a password may have a / that nobody encoded
+    return re.sub(r"(password=)[^&]*", r"\1***", shown)

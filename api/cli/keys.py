@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli import limits
 from api.cli.shared import Json, checked, run, show, table
 from api.schema_accounts import TOKEN_ID, KeyIn, KeyPatch, RotateIn
 from auth.principal import Scope
@@ -51,7 +52,9 @@ ExpiresAt = Annotated[
 
 
 @app.command(
-    "issue", epilog="Example: sluicegate key issue TENANT_ID --name web --scope chat --max-streams 5"
+    "issue",
+    epilog="Example: sluicegate key issue TENANT_ID --name web --scope chat --max-streams 5 "
+    "--limit requests_per_minute=60",
 )
 def issue(
     tenant_id: str,
@@ -61,10 +64,14 @@ def issue(
     max_streams: MaxStreams = None,
     allow_address: Addresses = None,
     expires_at: ExpiresAt = None,
+    limit: limits.Limit = None,
+    shadow: limits.Shadow = None,
     as_json: Json = False,
 ) -> None:
     """Issue a key. It is shown this once."""
-    asked = checked(KeyIn, name=name, **_given(scope, model, max_streams, allow_address, expires_at))
+    own_limits = limits.given("--limit", limit, shadow)
+    given = _given(scope, model, max_streams, allow_address, expires_at, own_limits)
+    asked = checked(KeyIn, name=name, **given)
     info, text = run(
         lambda office: office.accounts.keys(None).issue(tenant_id, asked.fields(), by=office.by),
         changes=True,
@@ -89,10 +96,11 @@ def list_keys(tenant_id: str, as_json: Json = False) -> None:
             " ".join(k.models or ("all",)),
             k.last_used_at or "never",
             _state(k, now),
+            limits.text(k.limits, k.max_streams),
         )
         for k in keys
     ]
-    text = table(("id", "name", "scopes", "models", "last used", "state"), rows)
+    text = table(("id", "name", "scopes", "models", "last used", "state", "limits"), rows)
     show([asdict(k) for k in keys], as_json, text or f"No keys yet. Next: sluicegate key issue {tenant_id}")
 
 
@@ -100,10 +108,14 @@ def list_keys(tenant_id: str, as_json: Json = False) -> None:
 def show_key(key_id: str, as_json: Json = False) -> None:
     """One key; never its secret, which is not kept."""
     key = asdict(run(lambda office: office.accounts.keys(None).get(key_id)))
-    show(key, as_json, table(("field", "value"), list(key.items())))
+    lines = key | {"limits": limits.text(key["limits"], key["max_streams"])}
+    show(key, as_json, table(("field", "value"), list(lines.items())))
 
 
-@app.command("update", epilog="Example: sluicegate key update KEY_ID --model 'gpt-4o*' --max-streams 2")
+@app.command(
+    "update",
+    epilog="Example: sluicegate key update KEY_ID --model 'gpt-4o*' --limit requests_per_minute=none",
+)
 def update(
     key_id: str,
     name: Annotated[str | None, typer.Option(help="To tell it from others.")] = None,
@@ -112,11 +124,14 @@ def update(
     max_streams: MaxStreams = None,
     allow_address: Addresses = None,
     expires_at: ExpiresAt = None,
+    limit: limits.Limit = None,
+    shadow: limits.Shadow = None,
     clear: Annotated[list[Clearable] | None, typer.Option(help="Take a limit away; repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
     """Change what is given, leave the rest. Lists are replaced as a whole."""
-    given = _cleared(clear) | _given(scope, model, max_streams, allow_address, expires_at)
+    own_limits = limits.given("--limit", limit, shadow)
+    given = _cleared(clear) | _given(scope, model, max_streams, allow_address, expires_at, own_limits)
     if name is not None:
         given["name"] = name
     changes = checked(KeyPatch, **given).model_dump(exclude_unset=True)
@@ -180,6 +195,7 @@ def _given(
     max_streams: int | None,
     allow_address: list[str] | None,
     expires_at: datetime | None,
+    own_limits: dict[str, Any],
 ) -> dict[str, Any]:
     given = {
         "scopes": scope or None,
@@ -187,6 +203,7 @@ def _given(
         "max_streams": max_streams,
         "allowed_addresses": allow_address or None,
         "expires_at": expires_at.replace(tzinfo=UTC) if expires_at else None,
+        "limits": own_limits or None,
     }
     return {name: value for name, value in given.items() if value is not None}
 

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.accounts import Actor, ExternalIdTaken, NoSuchKey, NoSuchTenant
-from api.adapters import limiter_redis
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.clock_system import SystemClock
 from api.adapters.database_sql import migrate, open_engine
 from api.adapters.doorbell_redis import RedisDoorbell
 from api.adapters.ledger_sql import SqlLedger
+from api.adapters.redis_connect import connect
 from api.ports import AccountsUnavailable
 from api.settings import Settings
 
@@ -78,7 +78,7 @@ async def _with_office(settings: Settings, work: Callable[[Office], Awaitable[T]
     finally:
         await engine.dispose()
     if changes and not settings.redis_url.startswith("memory://"):
-        redis = limiter_redis.connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
+        redis = connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         await RedisDoorbell(redis, timeout_seconds=settings.redis_timeout_seconds).ring()
         await redis.aclose()
     return result
@@ -97,7 +97,7 @@ def checked(model: type[M], **values: Any) -> M:
         return model.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else "value"
+        name = ".".join(str(part) for part in fault["loc"]) or "value"
         raise typer.BadParameter(f"{name}: {str(fault['msg']).removeprefix('Value error, ')}") from None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli import limits
 from api.cli.shared import Json, checked, fail, run, show, table
 from api.routes.usage import event_out
 from api.schema_accounts import TenantIn, TenantPatch
@@ -25,7 +26,10 @@ TimeZone = Annotated[str | None, typer.Option(help="Where its budget days begin,
 Metadata = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable.")]
 
 
-@app.command("create", epilog="Example: sluicegate tenant create Acme --max-streams 50")
+@app.command(
+    "create",
+    epilog="Example: sluicegate tenant create Acme --max-streams 50 --limit tokens_per_minute=100000",
+)
 def create(
     name: Annotated[str, typer.Argument(help="What people call it.")],
     max_streams: MaxStreams = None,
@@ -33,10 +37,19 @@ def create(
     default_model: DefaultModel = None,
     time_zone: TimeZone = None,
     metadata: Metadata = None,
+    limit: limits.Limit = None,
+    end_user_limit: limits.EndUserLimit = None,
+    shadow: limits.Shadow = None,
+    end_user_shadow: limits.EndUserShadow = None,
+    queue: limits.Queue = None,
+    queue_seconds: limits.QueueSeconds = None,
+    weight: limits.Weight = None,
     as_json: Json = False,
 ) -> None:
     """Create a tenant."""
     given = _given(max_streams, external_id, default_model, time_zone, metadata)
+    given |= _limits(limit, end_user_limit, shadow, end_user_shadow)
+    given |= _queue(queue, queue_seconds, weight)
     asked = checked(TenantIn, name=name, **given)
 
     tenant = run(
@@ -60,8 +73,8 @@ def list_tenants(
 ) -> None:
     """All tenants, oldest first."""
     tenants = run(lambda office: office.accounts.tenants(deleted=deleted))
-    rows = [(t.id, t.name, t.external_id, t.max_streams, t.state) for t in tenants]
-    text = table(("id", "name", "external id", "max streams", "state"), rows)
+    rows = [(t.id, t.name, t.external_id, t.state, limits.text(t.limits, t.max_streams)) for t in tenants]
+    text = table(("id", "name", "external id", "state", "limits"), rows)
     show([asdict(t) for t in tenants], as_json, text or "No tenants yet. Next: sluicegate tenant create NAME")
 
 
@@ -69,10 +82,18 @@ def list_tenants(
 def show_tenant(tenant_id: str, as_json: Json = False) -> None:
     """One tenant, also a deleted one."""
     tenant = asdict(run(lambda office: office.accounts.tenant(tenant_id)))
-    show(tenant, as_json, table(("field", "value"), list(tenant.items())))
+    lines = tenant | {
+        "limits": limits.text(tenant["limits"], tenant["max_streams"]),
+        "end_user_limits": limits.text(tenant["end_user_limits"]),
+    }
+    show(tenant, as_json, table(("field", "value"), list(lines.items())))
 
 
-@app.command("update", epilog="Example: sluicegate tenant update TENANT_ID --max-streams 100")
+@app.command(
+    "update",
+    epilog="Example: sluicegate tenant update TENANT_ID --limit tokens_per_day=5000000 "
+    "--limit tokens_per_minute=none --shadow tokens_per_day",
+)
 def update(
     tenant_id: str,
     name: Annotated[str | None, typer.Option(help="What people call it.")] = None,
@@ -81,10 +102,19 @@ def update(
     default_model: DefaultModel = None,
     time_zone: TimeZone = None,
     metadata: Metadata = None,
+    limit: limits.Limit = None,
+    end_user_limit: limits.EndUserLimit = None,
+    shadow: limits.Shadow = None,
+    end_user_shadow: limits.EndUserShadow = None,
+    queue: limits.Queue = None,
+    queue_seconds: limits.QueueSeconds = None,
+    weight: limits.Weight = None,
     as_json: Json = False,
 ) -> None:
-    """Change what is given, leave the rest. Metadata is replaced as a whole."""
+    """Change what is given, leave the rest. Metadata and --shadow are replaced as a whole."""
     given = _given(max_streams, external_id, default_model, time_zone, metadata)
+    given |= _limits(limit, end_user_limit, shadow, end_user_shadow)
+    given |= _queue(queue, queue_seconds, weight)
     if name is not None:
         given["name"] = name
     changes = checked(TenantPatch, **given).model_dump(exclude_unset=True)
@@ -139,6 +169,24 @@ def _given(
             raise typer.BadParameter("--metadata takes NAME=VALUE")
         given["metadata"] = {name: value for name, _, value in pairs}
     return given
+
+
+def _limits(
+    limit: list[str] | None,
+    end_user_limit: list[str] | None,
+    shadow: list[str] | None,
+    end_user_shadow: list[str] | None,
+) -> dict[str, Any]:
+    given = {
+        "limits": limits.given("--limit", limit, shadow),
+        "end_user_limits": limits.given("--end-user-limit", end_user_limit, end_user_shadow),
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _queue(queue: int | None, queue_seconds: int | None, weight: int | None) -> dict[str, Any]:
+    given = {"max_waiters": queue, "max_wait_seconds": queue_seconds, "weight": weight}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 _COLUMNS = (

@@ -24,6 +24,8 @@ Who wins the race:
 | shutdown, and the grace is over        | cut        | drain            | an error event                   |
 | its key, token or tenant was revoked   | cut        | revoked          | an error event                   |
 | its key or token has expired           | cut        | expired          | an error event                   |
+| an admin ended it                      | cut        | ended_by_admin   | an error event                   |
+| a budget has no room for more          | cut        | budget           | `length`, or an error event      |
 | the worker died                        | lost       | worker_lost      | a broken connection              |
 """
 
@@ -67,6 +69,8 @@ class Happening(StrEnum):
     DRAIN = "drain"
     REVOKED = "revoked"
     EXPIRED = "expired"
+    ENDED_BY_ADMIN = "ended_by_admin"
+    BUDGET = "budget"
     WORKER_LOST = "worker_lost"
     SETTLED = "settled"
 
@@ -84,6 +88,8 @@ ENDINGS = MappingProxyType(
         Happening.DRAIN: Ended.CUT,
         Happening.REVOKED: Ended.CUT,
         Happening.EXPIRED: Ended.CUT,
+        Happening.ENDED_BY_ADMIN: Ended.CUT,
+        Happening.BUDGET: Ended.CUT,
         Happening.WORKER_LOST: Ended.LOST,
     }
 )

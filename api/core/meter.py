@@ -9,7 +9,9 @@ from api.core.text import RunningText
 from api.core.usage import Certainty, Source, Usage, encoding_of, reasons_out_of_sight
 
 if TYPE_CHECKING:
-    from api.core.dialects import Prompt, Seen
+    from collections.abc import Sequence
+
+    from api.core.dialects import Piece, Prompt, Seen
     from api.core.usage import Reported
 
 
@@ -95,6 +97,15 @@ class Meter:
         for running in self._channels.values():
             texts += running.halves()
         return Snapshot(self._generation, texts)
+
+    def outlook(self, pieces: Sequence[Piece]) -> tuple[int, list[str]]:
+        """What the output would be with these pieces: tokens that are counted, and texts that are not yet."""
+        more: dict[tuple[int, str], list[str]] = {}
+        for channel, text in pieces:
+            more.setdefault(channel, []).append(text)
+        tails = {channel: running.tail() for channel, running in self._channels.items()}
+        texts = ["".join([tails.get(channel, ""), *more.get(channel, ())]) for channel in tails | more]
+        return sum(running.folded_tokens for running in self._channels.values()), texts
 
     def fold(self, snapshot: Snapshot, counts: list[int]) -> bool:
         """Take the counts of a snapshot. False, and nothing taken, if another fold came in between.

@@ -93,6 +93,30 @@ _ENCODING_BY_PREFIX = {
 _REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-oss")
 
 
+# Longest prefix wins. Source: OpenAI's model pages, "max output tokens".
+_OUTPUT_BY_PREFIX = {
+    "gpt-3.5": 4_096,
+    "gpt-4": 8_192,
+    "gpt-4-turbo": 4_096,
+    "gpt-4-1106": 4_096,
+    "gpt-4-0125": 4_096,
+    "gpt-4o": 16_384,
+    "gpt-4o-2024-05-13": 4_096,
+    "gpt-4.1": 32_768,
+    "gpt-5": 128_000,
+    "o1": 100_000,
+    "o3": 100_000,
+    "o4": 100_000,
+    "scripted": 1 << 20,
+}
+
+
+def most_output(model: str) -> int | None:
+    """How long an answer of a model can be; None where we do not know it."""
+    best = max((p for p in _OUTPUT_BY_PREFIX if model.startswith(p)), key=len, default=None)
+    return None if best is None else _OUTPUT_BY_PREFIX[best]
+
+
 def reasons_out_of_sight(model: str) -> bool:
     """Whether a model bills reasoning that it never streams: no count of its text is all there was."""
     return model.startswith(_REASONING)

@@ -1,82 +1,183 @@
-"""Admission: a slot under each of the caller's caps, or a refusal that says which. Fails closed, in 250 ms.
+"""Admission: all of the caller's limits at once, a place in the queue, or a refusal that says which limit.
 
-A bought token may carry an allowance: then as many tokens are reserved as the request could use, and the
-provider is asked for no more output than that.
+A request that is counted in tokens or money gets credit: what its prompt costs, and some output; `credit`
+extends it while tokens flow. A model that reasons out of sight, or an answer in one piece, cannot be stopped
+in the middle: all that it may produce is reserved at once. The provider is asked for no more output than the
+budgets have room for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from api.core.demand import Ask, Shape, Verdict
+from api.core.demands import demands_of
 from api.core.dialects.openai_chat import choices_of, is_text_alone, limited, output_limit_of
 from api.core.ids import ENTROPY_BYTES, sortable_id
-from api.core.usage import encoding_of
+from api.core.limit_headers import limit_headers
+from api.core.usage import encoding_of, most_output, reasons_out_of_sight
 from api.errors import BadRequest, Draining
-from api.ports import Allowance, LimiterUnavailable, Permit
+from api.flow.credit import FIRST_CREDIT, Credit
+from api.flow.refusals import refusal
+from api.flow.stream import stoppable
+from api.flow.told import told
+from api.ports import LimiterUnavailable, NotPriced, Permit, Used
 
 if TYPE_CHECKING:
+    from api.core.demand import Reply
     from api.flow.gate import Gate
     from api.flow.stream import Stream
-
+    from api.flow.turns import Place
 
 _OUTPUT_TOKENS = 4096
-"""What is reserved for an answer whose length the request does not limit."""
+"""What is reserved for an answer of unknown length, of a model that we do not know."""
+_PART_TOKENS = 40_000
+"""What an image or a file is taken to cost before anybody knows."""
+_MOST_TOKENS = 16_384
+"""The same, of an answer in one piece of a model that we know to have more."""
 
 
 async def admit(gate: Gate, stream: Stream) -> Permit:
-    """A permit. Raises StreamsExhausted, AllowanceSpent, LimiterUnavailable, LedgerUnavailable, Draining."""
+    """A permit. Raises LimitReached, BudgetSpent, GateFull, NotPriced, LimiterUnavailable,
+    LedgerUnavailable, Draining; TimeoutError where the stream was given up while it waited.
+    """  # noqa: D205 - one sentence
+    now_ms = int(stream.came_at.timestamp() * 1000)
+    permit_id = sortable_id("bk_", now_ms, secrets.token_bytes(ENTROPY_BYTES))
+    ask = await _ask(gate, stream, permit_id)
+    stream.wait_until = asyncio.get_running_loop().time() + stream.caller.terms.max_wait_seconds
+    gate.waiting[permit_id] = stream
+    try:
+        reply = await _turn(gate, stream, ask)
+    except BaseException:
+        # Perhaps the answer was lost, or it has a place in the queue: that is given up at once.
+        nothing = Permit(permit_id, _tenant(stream), ask.demands)
+        gate.chores.start(gate.limiter.release(nothing, Used()), name="give back")
+        raise
+    finally:
+        del gate.waiting[permit_id]
+    permit = Permit(permit_id, _tenant(stream), ask.demands, reply.tokens, reply.degraded)
+    stream.limit_headers = limit_headers(ask.demands, reply.states)
+    if reply.degraded:
+        stream.limit_headers["x-sluicegate-mode"] = "degraded"
+    if any(demand.each and not demand.shadow for demand in ask.demands):
+        stream.credit = Credit(reply.tokens)
+        _clamp(stream, ask, reply)
+    return permit
+
+
+async def _turn(gate: Gate, stream: Stream, ask: Ask) -> Reply:
+    """Ask, and ask again when it is this stream's turn, while that is worth it."""
+    place: Place | None = None
+    try:
+        while True:
+            reply = await _asked(gate, stream, ask)
+            if reply.verdict is Verdict.GRANTED:
+                return reply
+            if reply.verdict is not Verdict.WAITING:
+                raise refusal(ask.demands, reply)
+            place = gate.lines.join(_tenant(stream), ask.demands[reply.at].counter, place)
+            try:
+                await place.turn(stream)
+            except TimeoutError:
+                if stream.cut_by is None:  # it has waited long enough
+                    raise refusal(ask.demands, reply) from None
+                raise
+    finally:
+        if place is not None:
+            place.leave()
+
+
+async def _asked(gate: Gate, stream: Stream, ask: Ask) -> Reply:
+    """The limiter's reply, with a place of this worker taken where it grants."""
     if gate.draining:
         raise Draining
-    if stream.caller.allowance is None:
-        return await _acquire(gate, stream, None)
-    allowance, inputs = await _allowance(gate, stream, stream.caller.allowance)
-    permit = await _acquire(gate, stream, allowance)
-    choices = choices_of(stream.order.body)
-    stream.order.body = limited(stream.order.body, (permit.granted_tokens - inputs) // choices)
-    return permit
-
-
-async def _acquire(gate: Gate, stream: Stream, allowance: Allowance | None) -> Permit:
-    caller = stream.caller
-    assert caller.tenant_id is not None  # noqa: S101 - the route's dependency has seen to it
-    now_ms = int(gate.clock.unix() * 1000)
-    permit_id = sortable_id("sl_", now_ms, secrets.token_bytes(ENTROPY_BYTES))
+    await gate.places.take(stream)
+    reply = None
     try:
-        permit = await gate.limiter.acquire(caller.tenant_id, permit_id, caller.caps, allowance)
-        if permit is None and allowance is not None:
-            spent = await gate.ledger.spent(caller.tenant_id, allowance.token_id)
-            known = replace(allowance, spent=spent)
-            permit = await gate.limiter.acquire(caller.tenant_id, permit_id, caller.caps, known)
-    except LimiterUnavailable:
-        # The slot may have been taken and the answer lost: give it back rather than wait for its lease.
-        of = allowance.token_id if allowance else None
-        lost = Permit(permit_id, caller.tenant_id, caller.caps, of)
-        gate.chores.start(gate.limiter.release(lost), name="give back")
-        raise
-    assert permit is not None  # noqa: S101 - it was said what is spent
-    return permit
+        reply = await _acquire(gate, stream, ask)
+    finally:
+        if reply is None or reply.verdict is not Verdict.GRANTED:
+            gate.places.give_back()
+    return reply
 
 
-async def _allowance(gate: Gate, stream: Stream, total: int) -> tuple[Allowance, int]:
-    """What to reserve, and how much of it is for the prompt."""
-    assert stream.caller.token_id is not None  # noqa: S101 - only a token has an allowance
-    inputs, choices = await _input_tokens(gate, stream), choices_of(stream.order.body)
-    asked = output_limit_of(stream.order.body) or _OUTPUT_TOKENS
-    least = inputs + choices
-    most = max(inputs + asked * choices, least)
-    return Allowance(stream.caller.token_id, total, least, most), inputs
+async def _acquire(gate: Gate, stream: Stream, ask: Ask) -> Reply:
+    reply = await gate.limiter.acquire(_tenant(stream), ask)
+    if reply.verdict is Verdict.UNKNOWN:
+        reply = await gate.limiter.acquire(_tenant(stream), await told(gate, stream, ask, reply))
+    if reply.verdict is Verdict.UNKNOWN:
+        raise LimiterUnavailable("it was told what is spent, and asks again")
+    return reply
 
 
-async def _input_tokens(gate: Gate, stream: Stream) -> int:
-    """What the prompt costs, or more. Raises BadRequest where nobody knows before."""
+async def _ask(gate: Gate, stream: Stream, permit_id: str) -> Ask:
+    caller, body = stream.caller, stream.order.body
+    price = gate.prices.of(body["model"])
+    names = {limit.name for limit in caller.limits if not limit.shadow}
+    if price is None and any(name.startswith("nano_dollars") for name in names):
+        raise NotPriced(body["model"])
+    limits = [limit for limit in caller.limits if price or not limit.name.startswith("nano_dollars")]
+    if all(limit.name in {"max_streams", "requests_per_minute"} for limit in limits):
+        demands = demands_of(limits, now=stream.came_at, time_zone=caller.terms.time_zone)
+        return Ask(permit_id, demands, max_waiters=caller.terms.max_waiters)
+    stream.input_tokens = await _input_tokens(gate, stream, guess="tokens_in_all" not in names)
+    demands = demands_of(
+        limits,
+        now=stream.came_at,
+        time_zone=caller.terms.time_zone,
+        input_tokens=stream.input_tokens,
+        price=price,
+    )
+    choices, asked = choices_of(body), output_limit_of(body)
+    if stoppable(stream.order):
+        most, share = min(FIRST_CREDIT, (asked or FIRST_CREDIT) * choices), 4
+    else:
+        most, share = (asked or _whole(body["model"])) * choices, 1
+    most = max(most, choices)
+    return Ask(permit_id, demands, choices, most, share, max_waiters=caller.terms.max_waiters)
+
+
+def _whole(model: str) -> int:
+    """What is reserved for an answer that cannot be stopped, where the request does not say."""
+    known = most_output(model) or _OUTPUT_TOKENS
+    return known if reasons_out_of_sight(model) else min(known, _MOST_TOKENS)
+
+
+def _clamp(stream: Stream, ask: Ask, reply: Reply) -> None:
+    """Ask the provider for no more than there is room for."""
+    body, model = stream.order.body, stream.order.body["model"]
+    choices = choices_of(body)
+    if not stoppable(stream.order):
+        stream.order.body = limited(body, reply.tokens // choices)
+        return
+    if not any(demand.shape is Shape.BUDGET and not demand.shadow for demand in ask.demands):
+        return
+    room, known = reply.allowed // choices, most_output(model)
+    # A provider refuses a limit that its model does not have; where it is not known, credit alone stops it.
+    if output_limit_of(body) is not None or room < (known or _OUTPUT_TOKENS):
+        stream.order.body = limited(body, room)
+    elif known is not None:
+        stream.order.body = limited(body, min(room, known))
+
+
+async def _input_tokens(gate: Gate, stream: Stream, *, guess: bool) -> int:
+    """What the prompt costs, or more. Raises BadRequest where nobody knows before, and no guess will do."""
     body, prompt = stream.order.body, stream.order.meter.prompt
     if prompt.countable:
         counts = await gate.tokenizer.count(prompt.texts, encoding_of(body["model"])[0])
         return sum(counts) + prompt.overhead_tokens
-    if not is_text_alone(body):
+    size = len(msgspec.json.encode(body))  # tools, too, are text: no token is shorter than a byte
+    if is_text_alone(body):
+        return size
+    if not guess:
         raise BadRequest("A token with an allowance can send text alone, no images or files.", "messages")
-    return len(msgspec.json.encode(body))  # tools, too, are text: no token is shorter than a byte
+    return max(size, _PART_TOKENS)
+
+
+def _tenant(stream: Stream) -> str:
+    assert stream.caller.tenant_id is not None  # noqa: S101 - the route's dependency has seen to it
+    return stream.caller.tenant_id

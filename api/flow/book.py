@@ -7,11 +7,9 @@ it cannot be written the stream is cut at once, and nothing has been delivered.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
-from api.core.ids import ENTROPY_BYTES, sortable_id
 from api.ports import Booking, LedgerUnavailable
 
 if TYPE_CHECKING:
@@ -21,10 +19,11 @@ if TYPE_CHECKING:
 
 def book(gate: Gate, stream: Stream) -> None:
     """Start writing the booking. Raises LedgerUnavailable where it is known that this would fail."""
-    caller, now = stream.caller, gate.clock.now()
+    caller = stream.caller
     assert caller.tenant_id is not None  # noqa: S101 - admitted
+    assert stream.permit is not None  # noqa: S101 - the same
     booking = Booking(
-        id=sortable_id("bk_", int(now.timestamp() * 1000), secrets.token_bytes(ENTROPY_BYTES)),
+        id=stream.permit.id,
         request_id=stream.order.request_id,
         tenant_id=caller.tenant_id,
         key_id=caller.key_id,
@@ -34,7 +33,7 @@ def book(gate: Gate, stream: Stream) -> None:
         model=stream.order.body["model"],
         upstream=gate.upstream.name,
         worker=gate.policy.worker,
-        started_at=now,
+        started_at=gate.clock.now(),
     )
     stream.booked = gate.ledger.book(booking)
     if stream.booked.done():

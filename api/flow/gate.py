@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
+from api.errors import Draining
+from api.flow.turns import Lines, Places
 from api.ports import AccountsUnavailable
 from api.tasks import Tasks
 
 if TYPE_CHECKING:
     from api.accounts import Accounts
+    from api.core.money import Prices
+    from api.core.policy import Policy
     from api.flow.stream import Stream
-    from api.ports import Clock, Doorbell, Ledger, Limiter, Policy, Tokenizer, Upstream
+    from api.ports import Clock, Doorbell, Ledger, Limiter, Tokenizer, Upstream
     from auth.authenticator import Authenticator
     from auth.memory import CredentialStore
 
@@ -27,7 +31,9 @@ def _set_event() -> asyncio.Event:
 
 @dataclass(slots=True)
 class Gate:
-    """One worker. `live` is by permit id; `walks` are the streams' tasks, `chores` all others.
+    """One worker. `live`, and those `waiting` to be admitted, are by permit id.
+
+    `walks` are the streams' tasks, `chores` all others.
 
     `renewed` is unset while leases are being renewed: a slot given back in the middle of that would be
     registered again by a renewal that Redis happens to see second. `changed` is set when the accounts are
@@ -43,8 +49,12 @@ class Gate:
     authenticator: Authenticator
     doorbell: Doorbell
     tokenizer: Tokenizer
+    prices: Prices
     policy: Policy
+    places: Places
+    lines: Lines = field(default_factory=Lines)
     live: dict[str, Stream] = field(default_factory=dict)
+    waiting: dict[str, Stream] = field(default_factory=dict)
     walks: Tasks = field(default_factory=Tasks)
     chores: Tasks = field(default_factory=Tasks)
     renewed: asyncio.Event = field(default_factory=_set_event)
@@ -62,6 +72,8 @@ class Gate:
         """SIGTERM: no new streams; those that run get `drain_seconds`, then a well-formed end (P12)."""
         if not self.draining:
             self.draining = True
+            for stream in self.waiting.values():
+                stream.cut(Happening.DRAIN, Draining())
             self.chores.start(self._cut_after_grace(), name="drain")
 
     async def _cut_after_grace(self) -> None:

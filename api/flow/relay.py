@@ -9,18 +9,22 @@ held is one read of the upstream. The terminal event is not sent here: it waits 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
+from api.core.dialects import plain
 from api.core.dialects.openai_chat import read, read_object
 from api.core.sse import HEARTBEAT, Framer
 from api.flow.book import booked
+from api.flow.credit import affordable
+from api.flow.refusals import spent
 from api.ports import UpstreamFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from api.core.dialects import Writer
+    from api.core.dialects import Seen, Writer
     from api.core.sse import Event
     from api.flow.gate import Gate
     from api.flow.stream import Stream
@@ -40,9 +44,16 @@ async def relay(gate: Gate, stream: Stream, writer: Writer) -> None:
         data = await stream.answer.read()
         # A last event without its blank line still counts: not all servers are careful.
         events = framer.feed(data) if data else framer.feed(b"\n\n" if framer.pending else b"")
-        out, broken = _take(gate, stream, writer, events)
+        seen = [(event, read(event)) for event in events]
+        fits = len(seen)
+        if stream.credit is not None:
+            fits = await affordable(gate, stream, stream.credit, [one for _, one in seen])
+        out, broken = _take(gate, stream, writer, seen[:fits])
         if out:
             await deliver(gate, stream, out)
+        if fits < len(seen):
+            await _stop(gate, stream)
+            return
         if broken:
             raise UpstreamFailed("The provider reported an error in the middle of its answer.")
         if not data:
@@ -56,11 +67,22 @@ async def relay(gate: Gate, stream: Stream, writer: Writer) -> None:
     await stream.answer.finish()
 
 
-def _take(gate: Gate, stream: Stream, writer: Writer, events: Iterable[Event]) -> tuple[bytes, bool]:
+async def _stop(gate: Gate, stream: Stream) -> None:
+    """The wall: there is no budget for what comes next. It is not delivered, nor charged."""
+    assert stream.credit is not None  # noqa: S101 - else there is no wall
+    assert stream.credit.wall is not None  # noqa: S101 - the same
+    stream.account.happen(Happening.BUDGET)
+    if gate.policy.wall_is_error or stream.order.dialect == plain.NAME:
+        stream.failure = spent(stream.credit.wall)
+    await booked(gate, stream)
+
+
+def _take(
+    gate: Gate, stream: Stream, writer: Writer, events: Iterable[tuple[Event, Seen]]
+) -> tuple[bytes, bool]:
     """Count the events of one read and translate them, up to the terminal one or an error (then True)."""
     out: list[bytes] = []
-    for event in events:
-        seen = read(event)
+    for event, seen in events:
         if seen.error is not None:
             return b"".join(out), True
         if not event.data:
@@ -84,9 +106,15 @@ async def deliver(gate: Gate, stream: Stream, data: bytes) -> None:
 
 
 async def heartbeat(gate: Gate, stream: Stream) -> None:
-    """A comment between events, so that nobody on the way takes silence for death. `deliver` waits for it."""
+    """A comment between events, so that nobody on the way takes silence for death. `deliver` waits for it.
+
+    Whoever waits to be admitted gets one too: it is no part of an answer, so no booking is needed for it.
+    """
     try:
-        await _send(gate, stream, HEARTBEAT)
+        if stream.permit is None:
+            await _send_waiting(gate, stream)
+        else:
+            await _send(gate, stream, HEARTBEAT)
     finally:
         stream.beat = None
 
@@ -94,10 +122,12 @@ async def heartbeat(gate: Gate, stream: Stream) -> None:
 async def _send(gate: Gate, stream: Stream, data: bytes) -> None:
     stream.sending_since = gate.clock.monotonic()
     try:
-        if not stream.headers_sent:
+        if not stream.committed:
             await booked(gate, stream)
+            stream.committed = True
             stream.account.happen(Happening.FIRST_EVENT)
-            await send_headers(stream)
+            if not stream.headers_sent:
+                await send_headers(stream)
         await stream.send({"type": "http.response.body", "body": data, "more_body": True})
     except (OSError, RuntimeError):  # servers say it in either way when the connection is gone
         stream.cut(Happening.CLIENT_LEFT)
@@ -107,10 +137,24 @@ async def _send(gate: Gate, stream: Stream, data: bytes) -> None:
     stream.sent_at = gate.clock.monotonic()
 
 
+async def _send_waiting(gate: Gate, stream: Stream) -> None:
+    with suppress(OSError, RuntimeError):  # it has left, which its watcher sees
+        if not stream.headers_sent:
+            await send_headers(stream)
+        await stream.send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+    stream.sent_at = gate.clock.monotonic()
+
+
 async def send_headers(stream: Stream) -> None:
     """The commit point."""
     stream.headers_sent = True
-    await stream.send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+    headers = [*SSE_HEADERS, *extra_headers(stream)]
+    await stream.send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def extra_headers(stream: Stream) -> list[tuple[bytes, bytes]]:
+    """What the caller is told of its limits."""
+    return [(name.encode(), value.encode()) for name, value in stream.limit_headers.items()]
 
 
 async def collect(gate: Gate, stream: Stream) -> None:

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
 from api.core.usage import NOTHING, Certainty, encoding_of
-from api.ports import LedgerUnavailable, UsageEvent
+from api.flow.stream import stoppable
+from api.ports import LedgerUnavailable, UsageEvent, Used
 
 if TYPE_CHECKING:
     from api.core.usage import Usage
     from api.flow.gate import Gate
     from api.flow.stream import Stream
+    from api.ports import Permit
 
 log = logging.getLogger("sluicegate.settle")
 
 
 async def settle(gate: Gate, stream: Stream) -> None:
     """Book out `stream`, whose ending is decided."""
-    if stream.called and stream.permit is not None:
-        stream.used_tokens = stream.permit.granted_tokens  # unless it is known better
     try:
         if stream.booking is not None:
             await _write(gate, stream)
@@ -35,7 +35,32 @@ async def settle(gate: Gate, stream: Stream) -> None:
     permit, stream.permit = stream.permit, None  # no renewal that begins from here on knows it
     assert permit is not None  # noqa: S101 - admitted
     await gate.renewed.wait()
-    await gate.limiter.release(permit, used_tokens=stream.used_tokens)
+    await gate.limiter.release(permit, _charged(gate, stream, permit))
+    gate.places.give_back()
+    gate.lines.freed(permit.tenant_id)
+
+
+def used_so_far(gate: Gate, stream: Stream, usage: Usage) -> Used:
+    """What a usage means to its limits."""
+    price = gate.prices.of(stream.order.body["model"])
+    return Used(usage.input_tokens + usage.output_tokens, price.of(usage) if price else 0)
+
+
+def _charged(gate: Gate, stream: Stream, permit: Permit) -> Used:
+    """What to charge the limits: what the ledger says; or all that was reserved, where nobody knows.
+
+    An exact usage refunds its reservation, and so does one of which all that arrived was counted as it
+    came. What was produced out of sight is charged as if it were all that was asked for (ADR 6).
+    """
+    if not stream.called:
+        return Used()
+    usage = stream.usage
+    used = Used() if usage is None else used_so_far(gate, stream, usage)
+    if usage is not None and (usage.certainty is Certainty.EXACT or stoppable(stream.order)):
+        return used
+    reserved = [(demand.is_money, permit.reserved(demand)) for demand in permit.demands if demand.each]
+    tokens = max([used.tokens, *(amount for money, amount in reserved if not money)])
+    return Used(tokens, max([used.nano_dollars, *(amount for money, amount in reserved if money)]))
 
 
 async def _write(gate: Gate, stream: Stream) -> None:
@@ -45,9 +70,8 @@ async def _write(gate: Gate, stream: Stream) -> None:
     assert account.cause is not None  # noqa: S101 - the same
     ended = gate.clock.monotonic()
     first = stream.first_token_at
-    usage = await measure(gate, stream)
-    reserved = 0 if usage.certainty is Certainty.EXACT else stream.used_tokens  # which alone refunds: ADR 3
-    stream.used_tokens = max(reserved, usage.input_tokens + usage.output_tokens)
+    usage = stream.usage = await measure(gate, stream)
+    price = gate.prices.of(stream.order.body["model"])
     event = UsageEvent(
         booking=stream.booking,
         answered_model=stream.order.meter.model,
@@ -57,6 +81,7 @@ async def _write(gate: Gate, stream: Stream) -> None:
         first_token_ms=None if first is None else _ms(first - stream.started_at),
         duration_ms=_ms(ended - stream.started_at),
         ended_at=gate.clock.now(),
+        cost_nano_dollars=None if price is None else price.of(usage),
     )
     written = gate.ledger.settle(event)
     done, _ = await asyncio.wait([written], timeout=gate.policy.settle_seconds)

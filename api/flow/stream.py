@@ -7,19 +7,27 @@ the tick when a send stalls, the drain at shutdown. The first happening wins (ap
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from api.core.booking import Account, Happening
+from api.core.usage import reasons_out_of_sight
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from datetime import datetime
+
     from starlette.types import Send
 
     from api.core.dialects import Writer
     from api.core.meter import Meter
     from api.core.sse import Event
+    from api.core.usage import Usage
     from api.edge import Connection
+    from api.flow.credit import Credit
     from api.ports import Booking, Permit, UpstreamAnswer
     from auth.principal import Principal
+
+T = TypeVar("T")
 
 
 class Order:
@@ -40,6 +48,11 @@ class Order:
         self.writer = writer
 
 
+def stoppable(order: Order) -> bool:
+    """Whether all that an answer costs is seen as it comes, so that it can be stopped where credit ends."""
+    return order.writer is not None and not reasons_out_of_sight(order.body["model"])
+
+
 class Stream:
     """One request that is being answered. Times are the Clock's monotonic seconds."""
 
@@ -52,13 +65,18 @@ class Stream:
         "booking",
         "called",
         "caller",
+        "came_at",
         "checkpointed_tokens",
         "client_left",
+        "committed",
         "connection",
+        "credit",
         "cut_by",
         "failure",
         "first_token_at",
         "headers_sent",
+        "input_tokens",
+        "limit_headers",
         "order",
         "permit",
         "send",
@@ -66,18 +84,31 @@ class Stream:
         "sent_at",
         "started_at",
         "terminal",
-        "used_tokens",
+        "usage",
+        "wait_until",
         "whole",
     )
 
     def __init__(
-        self, order: Order, caller: Principal, send: Send, connection: Connection, now: float
+        self,
+        order: Order,
+        caller: Principal,
+        send: Send,
+        connection: Connection,
+        *,
+        came_at: datetime,
+        now: float,
     ) -> None:
         self.order = order
         self.caller = caller
         self.send = send
         self.connection = connection
         self.account = Account()
+        self.came_at = came_at  # UTC; its budgets' day is the one in which it came
+        self.wait_until = now
+        self.limit_headers: dict[str, str] = {}
+        self.input_tokens = 0  # what was reserved for the prompt
+        self.credit: Credit | None = None
         self.permit: Permit | None = None
         self.booking: Booking | None = None
         self.booked: asyncio.Future[None] | None = None
@@ -89,12 +120,13 @@ class Stream:
         self.started_at = now
         self.first_token_at: float | None = None
         self.headers_sent = False
+        self.committed = False  # the booking is durable, and the answer has begun
         self.sent_at = now  # when the client last got bytes
         self.sending_since: float | None = None  # a send is under way since
         self.beat: asyncio.Task[None] | None = None  # a heartbeat is under way
         self.checkpointed_tokens = -1
         self.terminal: Event | None = None
-        self.used_tokens = 0  # once it is measured
+        self.usage: Usage | None = None  # once it is measured
         self.whole = b""  # the answer of a request without streaming
         self._scope: asyncio.Timeout | None = None
 
@@ -120,6 +152,13 @@ class Stream:
         """The scope that `cut` gives up, and the deadline too; it raises TimeoutError then."""
         self._scope = asyncio.timeout(deadline_seconds)
         return self._scope
+
+    async def patient(self, waited: Awaitable[T]) -> T:
+        """Wait before admission. Raises TimeoutError when the stream is cut, or has waited long enough."""
+        if self.cut_by is not None:
+            raise TimeoutError
+        async with self.cuttable(self.wait_until - asyncio.get_running_loop().time()):
+            return await waited
 
     @property
     def given_up(self) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from api.core.booking import Happening
 from api.core.usage import encoding_of
 from api.flow.relay import heartbeat
-from api.ports import Checkpoint, LimiterUnavailable
+from api.flow.settle import used_so_far
+from api.ports import Checkpoint, Renewal
 
 if TYPE_CHECKING:
     from api.core.meter import Snapshot
@@ -36,10 +37,8 @@ async def tend(gate: Gate) -> None:
 async def tick(gate: Gate) -> None:
     """One round over the live streams."""
     streams = list(gate.live.values())
-    if not streams:
-        return
     now = gate.clock.monotonic()
-    for stream in streams:
+    for stream in [*streams, *gate.waiting.values()]:
         _look(gate, stream, now)
     await _renew(gate)
     await _checkpoint(gate, [stream for stream in streams if stream.live and stream.called])
@@ -57,7 +56,7 @@ def _look(gate: Gate, stream: Stream, now: float) -> None:
     elif (
         stream.order.writer is not None
         and stream.live
-        and stream.booked is not None
+        and (stream.booked is not None or stream.permit is None)
         and stream.beat is None
         and now - stream.sent_at >= gate.policy.heartbeat_seconds
     ):
@@ -66,18 +65,21 @@ def _look(gate: Gate, stream: Stream, now: float) -> None:
 
 async def _renew(gate: Gate) -> None:
     gate.renewed.clear()
-    permits = {key: stream.permit for key, stream in gate.live.items() if stream.permit is not None}
+    renewals = [
+        Renewal(stream.permit, used_so_far(gate, stream, stream.order.meter.usage()))
+        for stream in gate.live.values()
+        if stream.permit is not None
+    ]
+    waiters: dict[str, list[str]] = {}
+    for permit_id, stream in gate.waiting.items():
+        waiters.setdefault(stream.caller.tenant_id or "", []).append(permit_id)
     try:
-        lost = await gate.limiter.renew(permits)
-    except LimiterUnavailable as error:
-        log.warning("%d leases could not be renewed: %s", len(permits), error)
-        return
+        lost = (await gate.limiter.renew(renewals, waiters)).lost
     finally:
         gate.renewed.set()
     for permit_id in lost:
-        stream = gate.live.get(permit_id)
-        if stream is not None:
-            stream.cut(Happening.LEASE_LOST)
+        if permit_id in gate.live:
+            gate.live[permit_id].cut(Happening.LEASE_LOST)
 
 
 async def _checkpoint(gate: Gate, streams: list[Stream]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -21,7 +22,7 @@ from api.errors import Cut, Draining, failure_of
 from api.flow.admit import admit
 from api.flow.book import book
 from api.flow.call import call
-from api.flow.relay import collect, relay, send_headers
+from api.flow.relay import collect, extra_headers, relay, send_headers
 from api.flow.settle import settle
 from api.flow.stream import Stream
 from api.flow.watch import recheck
@@ -55,7 +56,10 @@ class Walk(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; returns when the stream is settled and its last byte is out, or nobody wants it."""
         connection = scope["state"]["connection"]
-        stream = Stream(self._order, self._caller, send, connection, self._gate.clock.monotonic())
+        clock = self._gate.clock
+        stream = Stream(
+            self._order, self._caller, send, connection, came_at=clock.now(), now=clock.monotonic()
+        )
         work = self._gate.walks.start(_walk(self._gate, stream), name=f"walk {self._order.request_id}")
         try:
             await _watch(stream, receive, work)
@@ -85,9 +89,14 @@ async def _walk(gate: Gate, stream: Stream) -> None:
     try:
         stream.permit = await admit(gate, stream)
     except Exception as error:  # noqa: BLE001 - the error table sorts them
-        stream.failure = error
+        stream.uncuttable()
+        if stream.failure is None:
+            gave_up = isinstance(error, TimeoutError) and stream.cut_by is not None
+            stream.failure = Cut(stream.cut_by) if gave_up and stream.cut_by else error
+        await _last_beat(stream)
         await _farewell(gate, stream)
         return
+    await _last_beat(stream)
     permit_id = stream.permit.id
     gate.live[permit_id] = stream
     try:
@@ -126,11 +135,15 @@ async def _serve(gate: Gate, stream: Stream) -> None:
     except Exception as error:  # noqa: BLE001 - sorted below
         _decide(stream, error)
     stream.uncuttable()
+    await _last_beat(stream)
+    if stream.answer is not None:
+        await stream.answer.close()
+
+
+async def _last_beat(stream: Stream) -> None:
     if stream.beat is not None:
         stream.beat.cancel()
         await asyncio.wait([stream.beat])
-    if stream.answer is not None:
-        await stream.answer.close()
 
 
 def _decide(stream: Stream, error: Exception) -> None:
@@ -171,12 +184,19 @@ async def _last_bytes(stream: Stream, patience_seconds: float) -> None:
         return
     async with asyncio.timeout(patience_seconds):
         if failure is not None and (writer is None or not stream.headers_sent):
-            await send_failure(stream.send, failure_of(failure))
+            failure_said = failure_of(failure)
+            headers = {**stream.limit_headers, **failure_said.headers}
+            await send_failure(stream.send, replace(failure_said, headers=headers))
             return
         assert writer is not None  # noqa: S101 - the cases without one are above
         if not stream.headers_sent:
             await send_headers(stream)
-        last = writer.end(stream.terminal) if failure is None else writer.error(failure_of(failure))
+        if failure is not None:
+            last = writer.error(failure_of(failure))
+        elif stream.account.cause is Happening.BUDGET and stream.usage is not None:
+            last = writer.stopped(stream.usage)
+        else:
+            last = writer.end(stream.terminal)
         await stream.send({"type": "http.response.body", "body": last, "more_body": False})
 
 
@@ -186,6 +206,7 @@ async def _send_whole(stream: Stream, patience_seconds: float) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(stream.whole)).encode()),
         (b"cache-control", b"no-store"),
+        *extra_headers(stream),
     ]
     pieces = [stream.whole[i : i + _PIECE_BYTES] for i in range(0, len(stream.whole), _PIECE_BYTES)]
     for message in (

@@ -57,6 +57,9 @@ class Watch:
         if not self._doubts:
             return
         streams = list(self._gate.live.values())
+        for permit_id in [name for kind, name in self._doubts if kind == "stream"]:
+            if permit_id in self._gate.live:
+                self._gate.live[permit_id].cut(Happening.ENDED_BY_ADMIN)
         for tenant_id in [name for kind, name in self._doubts if kind == "tenant"]:
             await self._look_at_tenant(tenant_id, [s for s in streams if s.caller.tenant_id == tenant_id])
         doubted = [stream for stream in streams if self._doubts.intersection(_names(stream))]

@@ -73,6 +73,9 @@ async def chat_completions(
     if asked.stream:
         include_usage = asked.stream_options is not None and asked.stream_options.include_usage
         writer = ChatWriter(include_usage=include_usage)
+    end_user = asked.safety_identifier or asked.user or None
+    if end_user is not None:
+        caller = caller.acting_for(end_user)
     meter = Meter(asked.model, prompt_of(body))
     order = Order(request_id=request_id, dialect=openai_chat.NAME, body=body, meter=meter, writer=writer)
     return Walk(gate, caller, order)

@@ -13,6 +13,7 @@ from slowapi import Limiter
 from slowapi.errors import RateLimitExceeded
 
 from api.deps import Anyone
+from api.routes.throttle_storage import storage_of
 from auth.dependencies import address_of
 from auth.door import household
 
@@ -22,14 +23,10 @@ if TYPE_CHECKING:
 
 def throttle(storage_url: str) -> Limiter:
     """Slowapi's limiter on that Redis, or in memory."""
-    if storage_url.startswith("unix://"):
-        storage_url = f"redis+{storage_url}"
-    options: dict[str, Any] = {}
-    if storage_url.startswith("redis"):
-        options = {"socket_timeout": 0.25, "socket_connect_timeout": 0.25}
+    uri, options = storage_of(storage_url)
     return Limiter(
         key_func=_household_of,
-        storage_uri=storage_url,
+        storage_uri=uri,
         in_memory_fallback_enabled=True,
         storage_options=options,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from auth import keys
-from auth.principal import TENANT_SCOPES, Cap, NotAllowed, NotAuthenticated, Principal, Scope
+from auth.principal import TENANT_SCOPES, Limit, NotAllowed, NotAuthenticated, Principal, Scope
 from tests.auth.accounts import ADMIN, CHAT, FOREIGN, SIGNER, Away, Bench, at
 from tests.auth.support import NOW, claims, forge
 
@@ -29,7 +29,7 @@ async def refused(bench: Bench, credential: str | keys.ApiKey) -> str:
 
 
 async def test_a_key_is_its_tenants_principal(bench):
-    """Tenant, key, scopes, caps, models and the default model are those of the store."""
+    """Tenant, key, scopes, limits, models and the default model are those of the store."""
     bench.store.add_tenant("tn_7", max_streams=9, default_model="small")
     plain = bench.store.add_key("tn_7", scopes=CHAT)
     narrow = bench.store.add_key("tn_7", max_streams=3, models=("a*", "b"), expires_at=at(60))
@@ -37,7 +37,7 @@ async def test_a_key_is_its_tenants_principal(bench):
         scopes=CHAT,
         tenant_id="tn_7",
         key_id=plain.id,
-        caps=(Cap("tenant", "tn_7", 9),),
+        limits=(Limit("tenant", "tn_7", 9),),
         default_model="small",
     )
     assert await bench.ask(plain) == expected
@@ -45,7 +45,7 @@ async def test_a_key_is_its_tenants_principal(bench):
         expected,
         scopes=TENANT_SCOPES,
         key_id=narrow.id,
-        caps=(Cap("tenant", "tn_7", 9), Cap("key", narrow.id, 3)),
+        limits=(Limit("tenant", "tn_7", 9), Limit("key", narrow.id, 3)),
         models=(("a*", "b"),),
         expires_at=NOW + 60,
     )
@@ -322,7 +322,7 @@ async def test_of_another_signature_nothing_is_believed(bench):
 
 @pytest.mark.parametrize("name", ["acme", "tn_2"])
 async def test_a_foreign_token_is_of_the_tenant_that_it_names(bench, name):
-    """By external id or by id; the caps are that tenant's, the scopes, the user and the end the token's."""
+    """By external id or by id; the limits are that tenant's, the scopes, the user and the end the token's."""
     bench.store.add_tenant("tn_2", "acme", max_streams=7, default_model="small")
     token = bench.issuers.issue(replace(FOREIGN, tenant=name))
     assert await bench.ask(token) == Principal(
@@ -330,7 +330,7 @@ async def test_a_foreign_token_is_of_the_tenant_that_it_names(bench, name):
         tenant_id="tn_2",
         token_id="f1",
         end_user="eve",
-        caps=(Cap("tenant", "tn_2", 7),),
+        limits=(Limit("tenant", "tn_2", 7),),
         default_model="small",
         expires_at=NOW + 600,
     )

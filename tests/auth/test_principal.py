@@ -9,7 +9,7 @@ import pytest
 
 from auth.principal import (
     TENANT_SCOPES,
-    Cap,
+    Limit,
     NotAuthenticated,
     Principal,
     Scope,
@@ -134,7 +134,7 @@ def test_an_address_is_in_a_network_or_nowhere(networks, address, expected):
 
 
 async def test_a_bought_token_is_its_keys_principal_and_narrower(bench):
-    """Scopes that both have, the models of both, the caps of both; end user and allowance are the token's."""
+    """Scopes that both have, models and limits of both; the end user and the allowance are the token's."""
     bench.store.add_tenant("tn_1", max_streams=9, default_model="small")
     key = bench.store.add_key(max_streams=5, models=("a*",))
     token = bench.token(
@@ -153,10 +153,14 @@ async def test_a_bought_token_is_its_keys_principal_and_narrower(bench):
         key_id=key.id,
         token_id=caller.token_id,
         end_user="eve",
-        caps=(Cap("tenant", "tn_1", 9), Cap("key", key.id, 5), Cap("token", caller.token_id, 2)),
+        limits=(
+            Limit("tenant", "tn_1", 9),
+            Limit("key", key.id, 5),
+            Limit("token", caller.token_id, 2),
+            Limit("token", caller.token_id, 1000, "tokens_in_all"),
+        ),
         models=(("a*",), ("a1", "b")),
         default_model="small",
-        allowance=1000,
         expires_at=NOW + 600,
     )
 
@@ -179,12 +183,16 @@ async def test_a_key_that_is_narrowed_later_narrows_the_tokens_it_bought(bench):
     await bench.later(0.1)
     caller = await bench.ask(wide)
     assert (caller.scopes, caller.models, caller.expires_at) == ({Scope.USAGE_READ}, (("a",),), NOW + 60)
-    assert caller.caps == (Cap("tenant", "tn_1", 3), Cap("key", key.id, 1))
+    assert caller.limits == (Limit("tenant", "tn_1", 3), Limit("key", key.id, 1))
     caller = await bench.ask(other)
     assert caller.scopes == frozenset()
     assert not caller.may_use("a")
     assert not caller.may_use("b")
-    assert caller.caps == (Cap("tenant", "tn_1", 3), Cap("key", key.id, 1), Cap("token", caller.token_id, 50))
+    assert caller.limits == (
+        Limit("tenant", "tn_1", 3),
+        Limit("key", key.id, 1),
+        Limit("token", caller.token_id, 50),
+    )
 
 
 @pytest.mark.parametrize(

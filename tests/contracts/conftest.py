@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from api.adapters import limiter_redis
+from api.adapters import redis_connect
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import migrate, open_engine
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.tables_sql import metadata
-from tests.contracts.helpers import BOUND_SECONDS, LEASE_MS, Clock
+from tests.contracts.helpers import BOUND_SECONDS, TERMS, Clock
 from tests.contracts.outages import Locked, Refusing, Unreachable, through_a_proxy
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def credentials(engine: AsyncEngine, clock: Clock) -> SqlCredentials:
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
     """A client of an empty Redis."""
     url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_url")
-    opened = limiter_redis.connect(url, timeout_seconds=BOUND_SECONDS)
+    opened = redis_connect.connect(url, timeout_seconds=BOUND_SECONDS)
     yield opened
     await opened.aclose()
 
@@ -110,7 +110,7 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
 @pytest.fixture
 def limiter(client: Redis) -> RedisLimiter:
     """A limiter whose leases outlast any test, and which waits however loaded the machine is."""
-    return RedisLimiter(client, lease_seconds=LEASE_MS / 1000, timeout_seconds=BOUND_SECONDS)
+    return RedisLimiter(client, TERMS, timeout_seconds=BOUND_SECONDS)
 
 
 # --- outages ----------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from api.accounts import Actor, KeyFields, TenantFields
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import metadata
 from api.core.booking import Ended, Happening
+from api.core.demand import Terms
 from api.core.usage import Certainty, Source, Usage
-from api.ports import Booking, UsageEvent
+from api.ports import Booking, Spending, UsageEvent
 from api.tasks import Tasks
 from auth.principal import Scope
 
@@ -33,8 +34,8 @@ T = TypeVar("T")
 BOUND_SECONDS = 10.0
 """How long anything may take before it counts as never; generous, for a machine under load."""
 
-LEASE_MS = 60_000
-"""A lease that outlasts any test."""
+TERMS = Terms(lease_us=60_000_000, waiter_us=60_000_000, settle_us=60_000_000)
+"""Leases that outlast any test."""
 
 START = datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 _numbers = itertools.count(1)
@@ -59,6 +60,11 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.unix()
+
+
+def of_token(token_id: str) -> Spending:
+    """All that was ever spent with a bought token."""
+    return Spending("token", token_id, money=False, since=None)
 
 
 async def tenant(accounts: Accounts, name: str = "a", max_streams: int = 3, **fields: Any) -> Tenant:

@@ -33,6 +33,11 @@ FULL = TenantFields(
     default_model="gpt-4o",
     time_zone="Pacific/Chatham",
     metadata={"plan": "gold", "näme 水": "ü\u2028\n'\"", "empty": ""},
+    limits={"tokens_per_day": 2**52, "shadow": ["max_streams", "tokens_per_day"]},
+    end_user_limits={"max_streams": 2, "requests_per_minute": 60},
+    max_waiters=5,
+    max_wait_seconds=7,
+    weight=3,
 )
 OTHER: dict[str, Any] = {
     "name": "another",
@@ -41,6 +46,11 @@ OTHER: dict[str, Any] = {
     "default_model": "scripted",
     "time_zone": "America/Argentina/ComodRivadavia",
     "metadata": {"other": "things"},
+    "limits": {"tokens_per_minute": 9, "tokens_per_day": 1, "shadow": ["tokens_per_minute"]},
+    "end_user_limits": {"max_streams": 1, "requests_per_minute": 61},
+    "max_waiters": 10_000,
+    "max_wait_seconds": 300,
+    "weight": 1000,
 }
 NULL = {"external_id": None, "default_model": None, "metadata": {}}
 
@@ -66,6 +76,11 @@ async def test_tenants_are_found_as_they_were_made(accounts, others) -> None:
             "default_model": None,
             "time_zone": "UTC",
             "metadata": {},
+            "limits": {},
+            "end_user_limits": {},
+            "max_waiters": 0,
+            "max_wait_seconds": 30,
+            "weight": 1,
             "id": made[1].id,
             "state": "active",
             "created_at": made[1].created_at,

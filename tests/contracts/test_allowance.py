@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import Allowance, AllowanceSpent, Permit, StreamsExhausted
-from auth.principal import Cap
+from auth.principal import Limit
 from tests.contracts.helpers import BOUND_SECONDS, bounded, eventually
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 TOKEN = "jti"
 
 
-def caps(tenant: str = "tn_a", limit: int = 100) -> tuple[Cap, ...]:
+def caps(tenant: str = "tn_a", limit: int = 100) -> tuple[Limit, ...]:
     """The tenant's cap and the token's own; wide unless it is said."""
-    return (Cap("tenant", tenant, limit), Cap("token", TOKEN, 100))
+    return (Limit("tenant", tenant, limit), Limit("token", TOKEN, 100))
 
 
 async def reserve(

@@ -154,16 +154,20 @@ async def test_what_changes_nothing_the_second_time_leaves_no_second_entry(accou
 async def test_an_entry_tells_what_was_decided(accounts) -> None:
     """All fields of a new tenant or key, and of a patch those that it sets, as JSON."""
     fields = {"external_id": "crm", "default_model": "m", "time_zone": "Asia/Tokyo", "metadata": {"é": "水"}}
+    fields |= {"limits": {"tokens_per_day": 5}, "end_user_limits": {"max_streams": 1}}
+    fields |= {"max_waiters": 4, "max_wait_seconds": 3, "weight": 2}
+    given = {"limits": {"tokens_per_day": None, "tokens_per_minute": 7, "shadow": []}}
     one = await tenant(accounts, "ü", **fields)
-    await accounts.change_tenant(one.id, {"default_model": None, "metadata": {}}, by=BY)
+    await accounts.change_tenant(one.id, {"default_model": None, "metadata": {}, **given}, by=BY)
     info, _ = await key(accounts, one, models=("gpt-*",), max_streams=2, allowed_addresses=("10.0.0.0/8",))
     view = accounts.keys(None)
-    await view.change(info.id, {"expires_at": START, "models": None, "scopes": (Scope.USAGE_READ,)}, by=BY)
+    patch = {"expires_at": START, "models": None, "scopes": (Scope.USAGE_READ,), **given}
+    await view.change(info.id, patch, by=BY)
     await view.rotate(info.id, grace_seconds=17, by=BY)
     details = [entry.details for entry in reversed(await accounts.audit())]
     assert details == [
         {"name": "ü", "max_streams": 3, **fields},
-        {"default_model": None, "metadata": {}},
+        {"default_model": None, "metadata": {}, **given},
         {
             "name": "k",
             "scopes": "chat",
@@ -171,8 +175,9 @@ async def test_an_entry_tells_what_was_decided(accounts) -> None:
             "max_streams": 2,
             "allowed_addresses": ["10.0.0.0/8"],
             "expires_at": None,
+            "limits": {},
         },
-        {"expires_at": START.isoformat(), "models": None, "scopes": "usage:read"},
+        {"expires_at": START.isoformat(), "models": None, "scopes": "usage:read", **given},
         {"grace_seconds": 17},
     ]
 

@@ -40,6 +40,7 @@ FULL = KeyFields(
     max_streams=2,
     allowed_addresses=("10.0.0.0/8", "2001:db8::/32"),
     expires_at=START + timedelta(days=30, microseconds=1),
+    limits={"requests_per_minute": 60, "shadow": ["requests_per_minute"]},
 )
 OTHER: dict[str, Any] = {
     "name": "another",
@@ -48,6 +49,7 @@ OTHER: dict[str, Any] = {
     "max_streams": 1_000_000,
     "allowed_addresses": ("192.0.2.0/24",),
     "expires_at": START + timedelta(days=1),
+    "limits": {"requests_per_minute": 1, "tokens_per_month": 2**52, "shadow": ["max_streams"]},
 }
 NULL: dict[str, Any] = {"models": None, "max_streams": None, "allowed_addresses": (), "expires_at": None}
 
@@ -80,8 +82,8 @@ async def test_a_key_is_issued_with_every_field(accounts, witness) -> None:
 async def test_a_key_of_defaults_may_use_all_from_everywhere_for_ever(accounts) -> None:
     """What is not said does not restrict."""
     info, _ = await key(accounts, await tenant(accounts))
-    unsaid = (info.models, info.max_streams, info.allowed_addresses, info.expires_at)
-    assert unsaid == (None, None, (), None)
+    unsaid = (info.models, info.max_streams, info.allowed_addresses, info.expires_at, info.limits)
+    assert unsaid == (None, None, (), None, {})
     assert (info.last_used_at, info.previous_until, info.revoked_at) == (None, None, None)
 
 

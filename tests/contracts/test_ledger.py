@@ -17,7 +17,7 @@ from api.core.booking import ENDINGS, Ended, Happening
 from api.core.usage import NOTHING, Certainty, Source, Usage
 from api.ports import Checkpoint, LedgerUnavailable, Totals
 from api.tasks import Tasks
-from tests.contracts.helpers import START, booking, bounded, event, eventually, outcomes, writing
+from tests.contracts.helpers import START, booking, bounded, event, eventually, of_token, outcomes, writing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -370,16 +370,16 @@ async def test_what_a_token_spent_is_the_sum_of_its_settled_events(ledger) -> No
         {"token_id": None},
     ]
     ones = [event(booking(**label), usage=usage) for label, usage in zip(of, used, strict=True)]
-    assert await ledger.spent("tn_a", "jti") == 0
+    assert await ledger.spent("tn_a", of_token("jti")) == 0
     await outcomes([ledger.book(booked) for booked in (booking(), *(one.booking for one in ones))])
-    assert await ledger.spent("tn_a", "jti") == 0
+    assert await ledger.spent("tn_a", of_token("jti")) == 0
     await outcomes([ledger.settle(one) for one in ones])
-    assert await ledger.spent("tn_a", "jti") == 33
-    assert await ledger.spent("tn_b", "jti") == 300
-    assert [await ledger.spent(tenant, "other") for tenant in ("tn_a", "tn_b")] == [3000, 0]
+    assert await ledger.spent("tn_a", of_token("jti")) == 33
+    assert await ledger.spent("tn_b", of_token("jti")) == 300
+    assert [await ledger.spent(tenant, of_token("other")) for tenant in ("tn_a", "tn_b")] == [3000, 0]
     vast = event(booking(token_id="vast"), usage=replace(NOTHING, input_tokens=2**61, output_tokens=2**61))
     await outcomes([ledger.book(vast.booking), ledger.settle(vast)])
-    assert await ledger.spent("tn_a", "vast") == 2**62
+    assert await ledger.spent("tn_a", of_token("vast")) == 2**62
 
 
 # --- the end ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from api.adapters import limiter_redis
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import Permit, StreamsExhausted
-from auth.principal import Cap
+from auth.principal import Limit
 from tests.contracts.helpers import BOUND_SECONDS, LEASE_MS, bounded, eventually
 from tests.contracts.wires import Proxy
 
@@ -25,9 +25,9 @@ def lenient(client: Redis, lease_seconds: float = LEASE_MS / 1000) -> RedisLimit
     return RedisLimiter(client, lease_seconds=lease_seconds, timeout_seconds=BOUND_SECONDS)
 
 
-def capped(limit: int, tenant: str = "tn_a") -> tuple[Cap, ...]:
+def capped(limit: int, tenant: str = "tn_a") -> tuple[Limit, ...]:
     """The cap of a tenant alone."""
-    return (Cap("tenant", tenant, limit),)
+    return (Limit("tenant", tenant, limit),)
 
 
 async def attempt(limiter: RedisLimiter, permit_id: str, cap: int, tenant: str = "tn_a") -> Permit | None:

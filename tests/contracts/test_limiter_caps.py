@@ -10,7 +10,7 @@ from redis.crc import key_slot
 
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import Allowance, AllowanceSpent, Permit, StreamsExhausted
-from auth.principal import Cap
+from auth.principal import Limit
 from tests.contracts.helpers import BOUND_SECONDS, LEASE_MS, bounded, eventually
 from tests.contracts.wires import Proxy
 
@@ -24,9 +24,9 @@ TEXTS = {
 }
 
 
-def caps(tenant: str = "tn_a", *, of: int = 9, key: int = 9, token: int = 9) -> tuple[Cap, ...]:
+def caps(tenant: str = "tn_a", *, of: int = 9, key: int = 9, token: int = 9) -> tuple[Limit, ...]:
     """A tenant's, a key's and a bought token's; wide unless it is said."""
-    return (Cap("tenant", tenant, of), Cap("key", "k", key), Cap("token", "t", token))
+    return (Limit("tenant", tenant, of), Limit("key", "k", key), Limit("token", "t", token))
 
 
 async def slots(client: Redis) -> dict[str, set[str]]:
@@ -88,8 +88,8 @@ async def test_where_several_caps_are_full_the_tenants_is_named(limiter) -> None
 
 async def test_keys_and_tokens_of_one_tenant_have_sets_of_their_own(limiter, client) -> None:
     """Another key's streams fill the tenant's cap and not this key's; a token named like a key is no key."""
-    one, other = Cap("key", "same", 1), Cap("key", "other", 1)
-    token, tenant = Cap("token", "same", 1), Cap("tenant", "tn_a", 9)
+    one, other = Limit("key", "same", 1), Limit("key", "other", 1)
+    token, tenant = Limit("token", "same", 1), Limit("tenant", "tn_a", 9)
     for n, cap in enumerate((one, other, token)):
         assert isinstance(await attempt(limiter, f"p{n}", tenant, cap), Permit)
     for cap in (one, other, token):
@@ -110,8 +110,8 @@ async def test_a_key_of_another_tenant_with_the_same_id_is_another(limiter, clie
 
 async def test_never_more_than_any_of_the_caps(limiter, client) -> None:
     """P4: 200 at once, of two keys, get just what the tenant's cap of 7 and one key's of 3 allow."""
-    narrow, wide = Cap("key", "narrow", 3), Cap("key", "wide", 100)
-    asked = [attempt(limiter, f"{n}", Cap("tenant", "tn_a", 7), (narrow, wide)[n % 2]) for n in range(200)]
+    narrow, wide = Limit("key", "narrow", 3), Limit("key", "wide", 100)
+    asked = [attempt(limiter, f"{n}", Limit("tenant", "tn_a", 7), (narrow, wide)[n % 2]) for n in range(200)]
     permits = [got for got in await bounded(asyncio.gather(*asked)) if isinstance(got, Permit)]
     assert len(permits) == 7
     assert sum(permit.caps[1] == narrow for permit in permits) <= 3
@@ -135,7 +135,7 @@ async def test_renewing_renews_under_every_cap(limiter, client) -> None:
     """Permits of several keys and tenants at once: all leases are as new, and nobody is lost."""
     permits = {}
     for n, tenant in enumerate(("tn_a", "tn_a", "tn_b")):
-        permit = await limiter.acquire(tenant, f"p{n}", (*caps(tenant)[:1], Cap("key", f"k{n % 2}", 9)))
+        permit = await limiter.acquire(tenant, f"p{n}", (*caps(tenant)[:1], Limit("key", f"k{n % 2}", 9)))
         permits[permit.id] = permit
     seconds, _ = await client.time()
     for key in await client.keys("*"):

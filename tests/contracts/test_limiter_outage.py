@@ -15,7 +15,7 @@ import pytest
 from api.adapters import limiter_redis
 from api.adapters.limiter_redis import RedisLimiter
 from api.ports import LimiterUnavailable, Permit
-from auth.principal import Cap
+from auth.principal import Limit
 from tests.contracts.helpers import BOUND_SECONDS, LoopTurns, bounded, eventually
 from tests.support.servers import RedisServer, running
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 
-def wide(tenant: str = "tn_a") -> tuple[Cap, ...]:
+def wide(tenant: str = "tn_a") -> tuple[Limit, ...]:
     """A cap that nobody here reaches, and a key's own."""
-    return (Cap("tenant", tenant, 10_000), Cap("key", "k", 10_000))
+    return (Limit("tenant", tenant, 10_000), Limit("key", "k", 10_000))
 
 
 @pytest.fixture

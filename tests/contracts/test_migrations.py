@@ -19,6 +19,7 @@ from sqlalchemy.exc import StatementError
 
 from api.adapters.database_sql import alembic_config, migrate, open_engine
 from api.adapters.tables_sql import UtcTime, metadata
+from api.tasks import Tasks
 from tests.contracts.helpers import bounded, eventually
 from tests.support.servers import ROOT
 
@@ -69,6 +70,50 @@ async def test_downgrading_leaves_nothing_behind(database: str) -> None:
     assert await ask(database, tables) == {"alembic_version"}
     await asyncio.to_thread(migrate, database)
     assert await ask(database, differences) == []
+
+
+def structure(connection: Connection) -> dict[str, object]:
+    """What can be told of every table: columns, indexes with their conditions, keys; and all triggers."""
+    seen = inspect(connection)
+    found: dict[str, object] = {
+        table: (
+            [(c["name"], str(c["type"]), c["nullable"], c["default"]) for c in seen.get_columns(table)],
+            sorted(
+                (
+                    str(index["name"]),
+                    bool(index["unique"]),
+                    index["column_names"],
+                    sorted((name, str(value)) for name, value in index.get("dialect_options", {}).items()),
+                )
+                for index in seen.get_indexes(table)
+            ),
+            seen.get_pk_constraint(table)["constrained_columns"],
+            [key["referred_table"] for key in seen.get_foreign_keys(table)],
+        )
+        for table in seen.get_table_names()
+    }
+    names = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal"
+    if connection.dialect.name == "sqlite":
+        names = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
+    return found | {"triggers": sorted(connection.execute(text(names)).scalars())}
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+async def test_a_step_back_is_where_one_was(kind, database, new_database, revision) -> None:
+    """A downgrade leaves just the tables of that release: no index lost, no column too many; and up again."""
+    before = new_database(kind)
+    await asyncio.to_thread(migrate, before, revision)
+    head = await ask(database, structure)
+    await asyncio.to_thread(command.downgrade, alembic_config(database), revision)
+    assert await ask(database, structure) == await ask(before, structure)
+    await asyncio.to_thread(migrate, database)
+    assert await ask(database, structure) == head
+
+
+def test_every_release_but_the_last_is_stepped_back_to() -> None:
+    """Whoever adds a migration adds the one before it above."""
+    script = ScriptDirectory.from_config(alembic_config("sqlite://"))
+    assert sorted(one.revision for one in script.walk_revisions())[:-1] == ["0001", "0002"]
 
 
 async def test_migrating_again_keeps_the_data(database: str, engine: AsyncEngine) -> None:
@@ -131,6 +176,28 @@ async def test_processes_that_migrate_at_the_same_time_all_succeed(
             await process.wait()
     assert (said, ends) == ([b""] * 4, [0] * 4)
     assert await ask(url, differences) == []
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_limits_come_while_an_older_worker_reads_keys(kind, new_database, engine) -> None:
+    """It has looked at a key and goes on to its tenant: neither of the two is killed, both end."""
+    url, tasks = new_database(kind), Tasks()
+    await asyncio.to_thread(migrate, url, "0002")
+    reader = open_engine(url)
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'")
+
+    async def waits() -> bool:
+        async with engine.connect() as connection:
+            return bool((await connection.execute(waiting)).scalar_one())
+
+    async with reader.connect() as connection:
+        await connection.execute(text("SELECT id FROM api_keys"))
+        migrating = tasks.start(asyncio.to_thread(migrate, url, "0003"), name="migrate")
+        await eventually(waits)
+        assert (await connection.execute(text("SELECT id FROM tenants"))).all() == []
+    await bounded(migrating)
+    await reader.dispose()
+    assert "limits" in {column for column, *_ in (await ask(url, structure))["tenants"][0]}
 
 
 def test_the_history_is_one_line() -> None:

@@ -25,7 +25,7 @@ from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import alembic_config, migrate, open_engine
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import UtcTime, metadata
-from api.ports import Totals
+from api.ports import Spending, Totals
 from auth import keys
 from auth.principal import Scope, StoredTenant, StoredUser
 from tests.contracts.helpers import BY, START, Clock, booking, event, outcomes, writing
@@ -154,14 +154,17 @@ async def test_old_keys_still_open(engine) -> None:
         assert (found.revoked_at is None) == (n != 2)
         unsaid = (found.expires_at, found.previous_sha256, found.previous_until, found.models)
         assert unsaid == (None, None, None, None)
-        assert (found.max_streams, found.allowed_addresses) == (None, ())
+        assert (found.max_streams, found.allowed_addresses, found.limits) == (None, (), ())
 
 
 async def test_old_tenants_can_be_worked_with(engine) -> None:
     """They are listed with the defaults of what is new, and every change that is new can be made on them."""
     accounts = SqlAccounts(engine, Clock())
-    states = [(one.id, one.state, one.time_zone, one.metadata) for one in await accounts.tenants()]
+    old = await accounts.tenants()
+    states = [(one.id, one.state, one.time_zone, one.metadata) for one in old]
     assert states == [(f"tn_{n}", "suspended" if n == 1 else "active", "UTC", {}) for n in range(3)]
+    queues = {(one.max_waiters, one.max_wait_seconds, one.weight) for one in old}
+    assert (queues, [(one.limits, one.end_user_limits) for one in old]) == ({(0, 30, 1)}, [({}, {})] * 3)
     for n in range(2):
         await accounts.change_tenant(f"tn_{n}", {"external_id": f"crm-{n}"}, by=BY)
     infos = [(await accounts.keys(None).get(key.id)) for key in KEYS]
@@ -189,15 +192,19 @@ async def test_old_bookings_settle_and_old_events_count(engine) -> None:
         await outcomes([ledger.settle(event(old[0].booking.__class__(**_booked(n)))) for n in range(2)])
         assert await ledger.in_flight_count() == 0
         assert (await ledger.totals("tn_0")).events == 5
-    assert await SqlLedger(engine).spent("tn_0", "jti") == 0
+    ledger = SqlLedger(engine)
+    assert await ledger.spent("tn_0", Spending("token", "jti", money=False, since=None)) == 0
+    assert await ledger.spent("tn_0", Spending("tenant", "tn_0", money=True, since=None)) == 0
 
 
 async def use(engine: AsyncEngine) -> None:
     """Leave rows behind that the first release has no place for."""
     accounts = SqlAccounts(engine, Clock())
-    await accounts.change_tenant("tn_0", {"external_id": "crm", "metadata": {"a": "b"}}, by=BY)
+    some = {"limits": {"tokens_per_day": 5}, "end_user_limits": {"max_streams": 1}, "weight": 7}
+    await accounts.change_tenant("tn_0", {"external_id": "crm", "metadata": {"a": "b"}, **some}, by=BY)
     await accounts.revoke_token("tn_0", "jti", by=BY)
-    await accounts.keys(None).change(KEYS[0].id, {"models": ("gpt-*",), "max_streams": 2}, by=BY)
+    narrow = {"models": ("gpt-*",), "max_streams": 2, "limits": {"tokens_per_day": 5}}
+    await accounts.keys(None).change(KEYS[0].id, narrow, by=BY)
     foreign = event(booking(key_id=None, token_id="jti"))
     async with writing(engine) as (ledger, _):
         await outcomes([ledger.book(foreign.booking), ledger.settle(foreign)])

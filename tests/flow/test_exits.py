@@ -323,7 +323,7 @@ async def test_every_exit_is_settled_once(
         assert event.usage.input_tokens == row.input
         assert event.booking.dialect == dialect
         assert await app.gate.ledger.in_flight_count() == 0
-        assert await app.gate.limiter.live(app.tenant) == 0
+        assert await app.gate.limiter.live(app.tenant) == []
         assert not app.gate.live
     assert asyncio.all_tasks() <= before
 

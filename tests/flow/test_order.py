@@ -152,7 +152,7 @@ async def test_a_request_over_the_cap_is_refused_before_anything_is_written() ->
     hand.limiter.taken.add("another")
     await hand.start()
     assert hand.status == 429
-    assert dict(hand.sent[0]["headers"])[b"retry-after"] == b"1"
+    assert dict(hand.sent[0]["headers"])[b"retry-after"] in {b"1", b"2"}  # it is spread
     assert hand.log[0] == "acquire"
     assert "book" not in hand.log
     assert "open" not in hand.log

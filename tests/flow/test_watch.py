@@ -9,12 +9,11 @@ from dataclasses import replace
 import pytest
 
 from api.core.booking import Ended, Happening
-from api.core.dialects import openai_chat
 from api.flow.tend import tick
 from api.flow.watch import Watch
 from api.ports import AccountsUnavailable
 from auth.memory import token_name
-from auth.principal import Cap, Principal, StoredTenant
+from auth.principal import Limit, Principal, StoredTenant
 from tests.support.hand import DONE, FINISH, USAGE, Hand, token
 
 
@@ -161,85 +160,14 @@ async def test_an_expired_credential_cuts_its_stream() -> None:
     assert hand.ledger.events[0].cause is Happening.EXPIRED
 
 
-async def test_an_allowance_limits_what_the_provider_is_asked_for() -> None:
-    """Reserved are the prompt's 8 tokens and the output; used is what was measured; the rest goes back."""
-    hand = Hand()
-    hand.caller = replace(hand.caller, token_id="jti", allowance=50)
-    hand.ledger.spent_tokens = 12
-    hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
-    await hand.start()
-    assert hand.upstream.bodies[0]["max_tokens"] == 50 - 12 - 8
-    assert hand.limiter.used_tokens == 10  # the provider's word: 8 and 2
-
-
-async def test_a_request_that_asks_for_less_is_not_given_more() -> None:
-    """The client's own limit stands where it is the lower one, under the name that it used."""
-    hand = Hand()
-    hand.caller = replace(hand.caller, token_id="jti", allowance=500)
-    hand.order.body |= {"max_completion_tokens": 5, "n": 2}
-    hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
-    await hand.start()
-    assert hand.upstream.bodies[0]["max_completion_tokens"] == 5
-    assert "max_tokens" not in hand.upstream.bodies[0]
-
-
-async def test_a_stream_that_was_stopped_early_gives_nothing_back() -> None:
-    """ADR 3: only an exact usage refunds what was reserved; the provider may have produced more than came."""
-    hand = Hand()
-    hand.caller = replace(hand.caller, token_id="jti", allowance=500)
-    running = await flowing(hand)
-    hand.left.set()
-    await running
-    await hand.gate.walks.join()
-    assert hand.ledger.events[0].usage.output_tokens == 1
-    assert hand.limiter.used_tokens == 500
-
-
-async def test_an_answer_without_a_limit_reserves_a_bounded_one() -> None:
-    """So that one stop, or one stream beside another, does not take all there is."""
-    hand = Hand()
-    hand.caller = replace(hand.caller, token_id="jti", allowance=1_000_000)
-    hand.upstream.feed(token("water") + FINISH + USAGE + DONE)
-    await hand.start()
-    assert hand.upstream.bodies[0]["max_tokens"] == 4096
-
-
-async def test_tools_are_reserved_by_their_bytes() -> None:
-    """No token is shorter than a byte: a prompt that cannot be counted costs at most its bytes."""
-    hand = Hand()
-    hand.caller = replace(hand.caller, token_id="jti", allowance=100_000)
-    hand.order.body |= {"tools": [{"type": "function", "function": {"name": "x" * 5000}}], "max_tokens": 9}
-    hand.order.meter.prompt = openai_chat.prompt_of(hand.order.body)
-    hand.upstream.opens = asyncio.get_running_loop().create_future()
-    running = hand.start()
-    await hand.log.until("open")
-    [stream] = hand.gate.live.values()
-    assert stream.permit is not None
-    assert stream.permit.granted_tokens > 5000
-    hand.left.set()
-    await running
-
-
-async def test_what_an_image_costs_is_not_known_before() -> None:
-    """A token with an allowance cannot send one: 400, and nothing is reserved."""
-    hand = Hand(dialect="openai_chat")
-    hand.caller = replace(hand.caller, token_id="jti", allowance=100_000)
-    image = [{"type": "image_url", "image_url": {"url": "https://x/cat.png"}}]
-    hand.order.body["messages"] = [{"role": "user", "content": image}]
-    hand.order.meter.prompt = openai_chat.prompt_of(hand.order.body)
-    await hand.start()
-    assert (hand.status, json.loads(hand.body)["error"]["param"]) == (400, "messages")
-    assert "acquire" not in hand.log
-
-
 async def test_one_look_that_fails_keeps_no_other_from_being_cut() -> None:
     """Of several streams one cannot be looked at: the others are cut now, and it is when it can be."""
     hands = [Hand() for _ in range(3)]
     gate, running = hands[0].gate, []
     for number, hand in enumerate(hands):
         gate.upstream, hand.gate = hand.upstream, gate
-        caps = (Cap("tenant", "tn_1", 3),)
-        hand.caller = replace(hand.caller, key_id=f"k{number}", caps=caps)
+        limits = (Limit("tenant", "tn_1", 3),)
+        hand.caller = replace(hand.caller, key_id=f"k{number}", limits=limits)
         running.append(await flowing(hand))
     authenticator = hands[0].authenticator
     authenticator.revoked = True

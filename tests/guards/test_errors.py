@@ -30,15 +30,17 @@ from api.errors import (
 )
 from api.ports import (
     AccountsUnavailable,
-    AllowanceSpent,
+    BudgetSpent,
+    GateFull,
     LedgerUnavailable,
     LimiterUnavailable,
-    StreamsExhausted,
+    LimitReached,
+    NotPriced,
     UpstreamFailed,
 )
 from auth.authenticator import UnknownKey
 from auth.jwks import FetchFailed, NotAKeySet
-from auth.principal import Cap, NotAllowed, NotAuthenticated, SignInBusy, TooManyFailures
+from auth.principal import NotAllowed, NotAuthenticated, SignInBusy, TooManyFailures
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -70,8 +72,10 @@ EXAMPLES: dict[type[Exception], list[Exception]] = {
     NoSuchTenant: [NoSuchTenant("tn_1")],
     NoSuchKey: [NoSuchKey("k1")],
     ExternalIdTaken: [ExternalIdTaken("acme")],
-    StreamsExhausted: [StreamsExhausted(Cap(kind, "x", 20), 3) for kind in ("tenant", "key", "token")],
-    AllowanceSpent: [AllowanceSpent()],
+    LimitReached: [LimitReached("no", 3, {}), LimitReached("never", None, {"ratelimit": "x"})],
+    BudgetSpent: [BudgetSpent("spent", 86_000, {"ratelimit": "x"}), BudgetSpent("spent", None, {})],
+    GateFull: [GateFull(2.5)],
+    NotPriced: [NotPriced("mystery")],
     TooManyFailures: [TooManyFailures(17)],
     SignInBusy: [SignInBusy()],
     TooManyAttempts: [TooManyAttempts(60)],
@@ -161,13 +165,28 @@ def test_every_429_and_503_says_when_to_come_back(error: Exception, failure: Fai
 def test_retry_after_is_the_refusals_own():
     """The limiter's hint, the throttle's, and the provider's where it is a number of seconds."""
     seconds = {
-        StreamsExhausted(Cap("tenant", "t", 20), 3): "3",
-        TooManyFailures(17): "17",
+        LimitReached("no", None, {}): "86400",
+        BudgetSpent("spent", 7200, {}): "7200",
         TooManyAttempts(60): "60",
         UpstreamFailed("x", status=429, retry_after="17"): "17",
         UpstreamFailed("x", status=429, retry_after="tomorrow"): "1",
     }
     assert {error: failure_of(error).headers["retry-after"] for error in seconds} == seconds
+
+
+def test_a_short_wait_is_spread():
+    """Those who were refused together do not come back together: up to a quarter longer."""
+    waits = {int(failure_of(LimitReached("no", 4, {})).headers["retry-after-ms"]) for _ in range(50)}
+    assert min(waits) >= 4000
+    assert max(waits) <= 5000
+    assert len(waits) > 10
+
+
+def test_what_cannot_pass_says_that_a_retry_is_useless():
+    """A spent budget, and a request that is larger than its limit."""
+    for error in (BudgetSpent("spent", 60, {}), LimitReached("never", None, {})):
+        assert failure_of(error).headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in failure_of(LimitReached("no", 1, {})).headers
 
 
 def test_a_401_says_how_to_authenticate():

@@ -69,6 +69,7 @@ async def test_a_call_without_a_credential_is_401(method, path):
 
 ANY = {
     "/auth/tokens": "any key may buy a token; the route itself keeps it from being wider",
+    "/v1/limits": "whoever is bound by limits may know them",
     "/v1/tokens/{token_id}": "a key takes back what it bought, within its tenant",
 }
 """Routes for every credential of a tenant, whatever its scopes."""

@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from api.adapters.clock_system import SystemClock
 from api.adapters.tokenizer_toktok import ToktokTokenizer
+from api.core.demand import NEVER_US, Reply, Shape, Verdict
 from api.core.dialects import openai_chat, plain
 from api.core.meter import Meter
+from api.core.money import read_prices
+from api.core.policy import Policy
 from api.edge import Connection
 from api.flow.gate import Gate
 from api.flow.stream import Order
+from api.flow.turns import Places
 from api.flow.walk import Walk
-from api.ports import Permit, Policy, StreamsExhausted
-from auth.principal import Cap, NotAuthenticated, Principal, Scope
+from api.ports import Renewed, Used
+from auth.principal import Limit, NotAuthenticated, Principal, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
+    from api.core.demand import Ask
     from api.core.dialects import Writer
-    from api.ports import Allowance, Booking, Checkpoint, UsageEvent
+    from api.ports import Booking, Checkpoint, Permit, Renewal, Spending, UsageEvent
     from auth.principal import StoredTenant
 
 
@@ -64,8 +70,11 @@ class HandLedger:
         self.settled = self._future(self.hold_settlement, "settled")
         return self.settled
 
-    async def spent(self, tenant_id: str, token_id: str) -> int:
+    async def spent(self, tenant_id: str, spending: Spending) -> int:
         return self.spent_tokens
+
+    async def running(self, tenant_id: str, since: datetime) -> int:
+        return 0
 
     def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
         self.checkpoints += checkpoints
@@ -79,43 +88,70 @@ class HandLedger:
 
 
 class HandLimiter:
-    """Slots in a set; `lost` is what the next renewal says was lost."""
+    """Slots in a set; `lost` is what the next renewal says was lost, `replies` what is answered instead."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
         self.taken: set[str] = set()
         self.lost: set[str] = set()
-        self.used_tokens = 0
+        self.used = Used()
+        self.credit: int | None = None  # tokens that there are in all; None: without end
+        self.spent_known = True
+        self.asks: list[Ask] = []
+        self.renewed: list[list[Renewal]] = []
+        self.waiters: Mapping[str, Sequence[str]] = {}
         self.hold: asyncio.Event | None = None
         self.hold_renewal: asyncio.Event | None = None
+        self.replies: list[Reply | Exception] = []
 
-    async def acquire(
-        self, tenant_id: str, permit_id: str, caps: tuple[Cap, ...], allowance: Allowance | None = None
-    ) -> Permit | None:
+    async def acquire(self, tenant_id: str, ask: Ask) -> Reply:
         self.log.append("acquire")
+        self.asks.append(ask)
         if self.hold is not None:
             await self.hold.wait()
-        if allowance is not None and allowance.spent is None:
-            return None
-        for cap in caps:
-            if len(self.taken) >= cap.limit:
-                raise StreamsExhausted(cap, 1)
-        self.taken.add(permit_id)
-        if allowance is None:
-            return Permit(permit_id, tenant_id, caps)
-        granted = min(allowance.most, allowance.total - (allowance.spent or 0))
-        return Permit(permit_id, tenant_id, caps, allowance.token_id, granted)
+        if self.replies:
+            reply = self.replies.pop(0)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+        budgets = [i for i, demand in enumerate(ask.demands) if demand.shape is Shape.BUDGET]
+        if budgets and not ask.spent and not self.spent_known:
+            return Reply(Verdict.UNKNOWN, unknown=tuple(budgets))
+        for i, demand in enumerate(ask.demands):
+            if demand.shape is Shape.CAP and len(self.taken) >= demand.amount:
+                return Reply(Verdict.REFUSED, at=i, wait_us=1_000_000)
+        self.taken.add(ask.permit_id)
+        return self._credit(ask, sum(ask.spent.values()))
 
-    async def renew(self, permits: Mapping[str, Permit]) -> set[str]:
+    async def extend(self, tenant_id: str, ask: Ask) -> Reply:
+        self.log.append("extend")
+        self.asks.append(ask)
+        return self._credit(ask, 0)
+
+    def _credit(self, ask: Ask, spent: int) -> Reply:
+        if self.credit is None:
+            return Reply(Verdict.GRANTED, ask.most)
+        base = max(demand.base for demand in ask.demands) if self.log[-1] == "acquire" else 0
+        room = self.credit - spent - base
+        if room < ask.least:
+            return Reply(Verdict.REFUSED, at=len(ask.demands) - 1, wait_us=NEVER_US)
+        granted = min(ask.most, room)
+        self.credit -= granted + base + spent
+        return Reply(Verdict.GRANTED, granted, room)
+
+    async def renew(self, renewals: Iterable[Renewal], waiters: Mapping[str, Sequence[str]]) -> Renewed:
         self.log.append("renew")
+        self.waiters = waiters
         if self.hold_renewal is not None:
             await self.hold_renewal.wait()
-        self.taken |= set(permits)  # as the real one does with a slot that is free
-        return self.lost & set(permits)
+        self.renewed.append(list(renewals))
+        ids = {renewal.permit.id for renewal in self.renewed[-1]}
+        self.taken |= ids  # as the real one does with a slot that is free
+        return Renewed(self.lost & ids, {})
 
-    async def release(self, permit: Permit, used_tokens: int = 0) -> None:
+    async def release(self, permit: Permit, used: Used) -> None:
         self.log.append("release")
-        self.used_tokens = used_tokens
+        self.used = used
         self.taken.discard(permit.id)
 
 
@@ -209,7 +245,9 @@ class Hand:
             authenticator=self.authenticator,  # type: ignore[arg-type]
             doorbell=None,  # type: ignore[arg-type]
             tokenizer=ToktokTokenizer(),
+            prices=read_prices({}),
             policy=Policy(**policy),
+            places=Places(0),
         )
         body = plain.chat_body("hi", "scripted", None, None) | {"stream": stream}
         writer: Writer | None = None
@@ -220,7 +258,7 @@ class Hand:
         meter = Meter("scripted", openai_chat.prompt_of(body))
         self.order = Order(request_id="req_1", dialect=dialect, body=body, meter=meter, writer=writer)
         self.caller = Principal(
-            frozenset({Scope.CHAT}), tenant_id="tn_1", key_id="k1", caps=(Cap("tenant", "tn_1", 1),)
+            frozenset({Scope.CHAT}), tenant_id="tn_1", key_id="k1", limits=(Limit("tenant", "tn_1", 1),)
         )
         self.left = asyncio.Event()
         self.sent: list[Any] = []

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import httpx2
 import redis as sync_redis
@@ -19,7 +21,14 @@ import redis as sync_redis
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-T = TypeVar("T", "RedisServer", "PostgresServer", "ScriptedProcess")
+
+class Stoppable(Protocol):
+    """What `running` stops."""
+
+    def stop(self) -> None: ...
+
+
+T = TypeVar("T", bound=Stoppable)
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -43,24 +52,55 @@ def redis_binary() -> str:
 
 
 class RedisServer:
-    """A redis-server on loopback, without persistence."""
+    """A redis-server on loopback, without persistence. `options` are appended to its command line."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.options = options
+        self.paused = False
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start, on the same port as before; returns when it answers."""
+        self.process = subprocess.Popen([redis_binary(), *self.command()], stdout=subprocess.DEVNULL)
+        with self.client(retry=sync_redis.retry.Retry(_Backoff(), 200)) as client:
+            client.ping()
+
+    def command(self) -> list[str]:
+        """Its arguments."""
         options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
-        self.process = subprocess.Popen([redis_binary(), *options], stdout=subprocess.DEVNULL)
-        client = sync_redis.Redis(port=self.port, retry=sync_redis.retry.Retry(_Backoff(), 200))
-        client.ping()
-        client.close()
+        return [*options, *self.options]
+
+    def client(self, **options: Any) -> sync_redis.Redis:
+        """A client that blocks, for what a test does to the server."""
+        return sync_redis.Redis(port=self.port, **options)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not killed; a paused one runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def pause(self) -> None:
+        """It keeps its connections, and accepts new ones, but says nothing."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+        self.paused = True
+
+    def resume(self) -> None:
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGCONT)
+        self.paused = False
+
+    def kill(self) -> None:
+        """Gone, with all it had in memory; `start` brings it back empty."""
+        self.stop()
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            self.paused = False
 
 
 class _Backoff(sync_redis.backoff.ConstantBackoff):

@@ -11,6 +11,7 @@ from tests.support.servers import RedisServer, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.servers import PostgresServer, ScriptedProcess
 
@@ -34,3 +35,13 @@ def gate(
             ADMIN_PASSWORD="correct horse battery staple",
         ) as process:
             yield process
+
+
+@pytest.fixture
+def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For commands: a directory with a database of its own; no settings from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "DEFAULT_MAX_STREAMS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    return tmp_path

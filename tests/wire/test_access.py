@@ -244,6 +244,29 @@ def test_a_patch_changes_what_it_names(gate: GateProcess) -> None:
     assert call(gate, "PATCH", path, gate.admin, json={"max_streams": 4}) == changed | {"max_streams": 4}
 
 
+def test_limits_are_set_merged_and_taken_away(gate: GateProcess) -> None:
+    """By admins, and by a tenant's own admin on its keys; what is shown are the names that are set."""
+    each = {"max_streams": 2, "tokens_per_day": 5000}
+    tenant = new_tenant(gate, limits={"tokens_per_minute": 9, "shadow": []}, end_user_limits=each, weight=5)
+    path = f"/admin/tenants/{tenant}"
+    shown = call(gate, "GET", path, gate.admin)
+    assert (shown["limits"], shown["end_user_limits"]) == ({"tokens_per_minute": 9}, each)
+    assert (shown["max_waiters"], shown["max_wait_seconds"], shown["weight"]) == (0, 30, 5)
+    patch = {"limits": {"tokens_per_minute": None, "nano_dollars_per_day": 2**52, "shadow": ["max_streams"]}}
+    changed = call(gate, "PATCH", path, gate.admin, json=patch | {"max_waiters": 3})
+    limits = {"nano_dollars_per_day": 2**52, "shadow": ["max_streams"]}
+    assert changed == shown | {"limits": limits, "max_waiters": 3}
+    assert call(gate, "GET", path, gate.admin) == changed
+    [entry, *_] = call(gate, "GET", f"/admin/audit?tenant={tenant}", gate.admin)["data"]
+    assert entry["details"] == patch | {"max_waiters": 3}
+    boss = new_key(gate, tenant, scopes=["tenant:admin"])["key"]
+    own = call(gate, "POST", "/v1/keys", boss, 201, json={"limits": {"requests_per_minute": 60}})
+    path = f"/v1/keys/{own['id']}"
+    assert call(gate, "GET", path, boss)["limits"] == own["limits"] == {"requests_per_minute": 60}
+    changed = call(gate, "PATCH", path, boss, json={"limits": {"tokens_per_day": 7}})
+    assert changed["limits"] == {"requests_per_minute": 60, "tokens_per_day": 7}
+
+
 BAD_TENANTS: list[tuple[str, Any]] = [
     ("name", " "),
     ("name", None),
@@ -255,6 +278,14 @@ BAD_TENANTS: list[tuple[str, Any]] = [
     ("external_id", ""),
     ("metadata", {"a": 1}),
     ("metadata", None),
+    ("limits", None),
+    ("limits", {"tokens_per_day": 0}),
+    ("limits", {"max_streams": 5}),
+    ("end_user_limits", None),
+    ("end_user_limits", {"shadow": ["tokens_in_all"]}),
+    ("max_waiters", 10_001),
+    ("max_wait_seconds", None),
+    ("weight", True),
     ("colour", "red"),
 ]
 BAD_KEYS: list[tuple[str, Any]] = [
@@ -270,6 +301,9 @@ BAD_KEYS: list[tuple[str, Any]] = [
     ("allowed_addresses", None),
     ("expires_at", "2030-01-01T00:00:00"),
     ("expires_at", "tomorrow"),
+    ("limits", None),
+    ("limits", {"requests_per_minute": "60"}),
+    ("end_user_limits", {}),
     ("key", "sg_mine"),
 ]
 

@@ -1,74 +1,20 @@
-"""`sluicegate tenant`, `key`, `token`, `admin`, `audit`: for people and for programs, on one database.
-
-Each command runs here in this process, as its entry point would run it: a process for each would cost a
-minute. `gate.cli` in the other files runs real ones beside a server.
-"""
+"""`sluicegate tenant`, `key`, `token`, `admin`, `audit`: for people and for programs, on one database."""
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import CliRunner
 
 from api.cli.app import app
+from tests.wire.commands import fine, new_key, new_tenant, sluicegate, told
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PASSWORD = "correct horse battery staple"
 ID = re.compile(r"tn_[0-9a-f]{32}")
-
-
-@dataclass
-class Done:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with a database of its own; no settings from elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "DEFAULT_MAX_STREAMS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    return tmp_path
-
-
-def sluicegate(*arguments: str, stdin: str | None = None) -> Done:
-    """Run a command."""
-    done = CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200"})
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return Done(done.exit_code, done.stdout, done.stderr)
-
-
-def fine(*arguments: str, stdin: str | None = None) -> str:
-    """A command that has to succeed, without a word on standard error; what it says to a person."""
-    done = sluicegate(*arguments, stdin=stdin)
-    assert (done.status, done.err) == (0, ""), arguments
-    return done.out
-
-
-def told(*arguments: str, stdin: str | None = None) -> Any:
-    """The same, for a program: one line of JSON."""
-    out = fine(*arguments, "--json", stdin=stdin)
-    assert out.count("\n") == 1
-    return json.loads(out)
-
-
-def new_tenant(name: str = "Acme", *options: str) -> str:
-    return str(told("tenant", "create", name, *options)["id"])
-
-
-def new_key(tenant: str, *options: str) -> dict[str, Any]:
-    return dict(told("key", "issue", tenant, *options))
 
 
 # --- what each says ---------------------------------------------------------------------------------

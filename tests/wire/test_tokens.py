@@ -188,14 +188,14 @@ async def test_an_allowance_is_shared_by_what_runs_at_once(gate: GateProcess, ke
     assert 100 - PROMPT_TOKENS <= sum(spent) <= 100
 
 
-def test_what_a_broken_answer_had_reserved_is_spent(gate: GateProcess, key: str) -> None:
-    """Nobody knows what the provider produced of it: the next answer has what is left beside all of that."""
+def test_a_broken_answer_is_charged_for_what_came(gate: GateProcess, key: str) -> None:
+    """Every token that arrived was counted (ADR 6): the next answer has what the ledger leaves."""
     token, name = buy(gate, key, max_tokens=100)
     broken = complete(gate, token, "scripted?pace_ms=0&tokens=48&eof_at=10", max_tokens=20)
     assert b"error" in data_lines(broken.content)[-1]
     assert complete(gate, token, "scripted?pace_ms=0&tokens=100").status_code == 200
-    reserved = PROMPT_TOKENS + 20
-    assert used(gate, key, name) == [PROMPT_TOKENS + 10, 100 - reserved]
+    broken_off = PROMPT_TOKENS + 10
+    assert used(gate, key, name) == [broken_off, 100 - broken_off]
     assert error_of(complete(gate, token, people.SHORT)) == (429, "insufficient_quota")
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from api.core.sse import Event
-    from api.core.usage import Reported
+    from api.core.usage import Reported, Usage
 
 
 class Piece(NamedTuple):
@@ -66,6 +66,10 @@ class Writer(Protocol):
 
     def end(self, terminal: Event | None) -> bytes:
         """The terminal event. `terminal` is the upstream's own, where it sent one."""
+        ...
+
+    def stopped(self, usage: Usage) -> bytes:
+        """The end of a stream for which there was no more budget, where that is no error."""
         ...
 
     def error(self, failure: Failure) -> bytes:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from api.core.dialects import Failure
+    from api.core.usage import Usage
 
 NAME = "openai_chat"
 DONE = b"data: [DONE]\n\n"
@@ -229,9 +230,14 @@ class ChatWriter:
 
     def __init__(self, *, include_usage: bool) -> None:
         self._include_usage = include_usage
+        self._last: Event | None = None
+        self._open: set[int] = set()
 
     def event(self, event: Event, seen: Seen) -> bytes:
         """The upstream's own bytes."""
+        self._last = event
+        self._open.update(piece.channel[0] for piece in seen.pieces)
+        self._open.difference_update(seen.finished)
         if seen.usage_only and not self._include_usage:
             return b""
         if _ID_LINE.search(event.raw) is None:
@@ -242,6 +248,29 @@ class ChatWriter:
     def end(self, terminal: Event | None) -> bytes:
         """`data: [DONE]`, the upstream's own bytes where it sent one."""
         return DONE if terminal is None else terminal.raw
+
+    def stopped(self, usage: Usage) -> bytes:
+        """As a model ends that came to its `max_tokens`: each open choice with `length`, usage, `[DONE]`."""
+        chunk = self._chunk()
+        ends = [{"index": i, "delta": {}, "finish_reason": "length"} for i in sorted(self._open or {0})]
+        chunks = [{**chunk, "choices": ends}]
+        if self._include_usage:
+            counts = {
+                "prompt_tokens": usage.input_tokens,
+                "completion_tokens": usage.output_tokens,
+                "total_tokens": usage.input_tokens + usage.output_tokens,
+            }
+            chunks.append({**chunk, "choices": [], "usage": counts})
+        return b"".join(data_event(msgspec.json.encode(one)) for one in chunks) + DONE
+
+    def _chunk(self) -> dict[str, Any]:
+        """What all chunks of this answer have in common."""
+        common = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": ""}
+        try:
+            last = msgspec.json.decode(self._last.data) if self._last is not None else {}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            last = {}
+        return common | {name: last[name] for name in common if isinstance(last, dict) and name in last}
 
     def error(self, failure: Failure) -> bytes:
         """A chunk that SDKs raise on and hand-written parsers stop at (OpenRouter's form)."""

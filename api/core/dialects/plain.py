@@ -15,6 +15,7 @@ from api.core.sse import Event, data_event
 
 if TYPE_CHECKING:
     from api.core.dialects import Failure, Seen
+    from api.core.usage import Usage
 
 NAME = "plain"
 
@@ -41,6 +42,10 @@ class PlainWriter:
 
     def end(self, terminal: Event | None) -> bytes:  # noqa: ARG002 - the Writer protocol
         """`data: [DONE]`."""
+        return DONE
+
+    def stopped(self, usage: Usage) -> bytes:  # noqa: ARG002 - the Writer protocol
+        """`data: [DONE]`; nothing here could say that more would have come, so the flow sends an error."""
         return DONE
 
     def error(self, failure: Failure) -> bytes:
