@@ -267,6 +267,11 @@ class Clock(Protocol):
 class Limiter(Protocol):
     """All limits on what tenants use. Answers in bounded time, or raises LimiterUnavailable."""
 
+    @property
+    def degraded(self) -> bool:
+        """Whether it decides without Redis."""
+        ...
+
     async def acquire(self, tenant_id: str, ask: Ask) -> Reply:
         """Grant all that a request asks, or nothing; or give it a place in the queue.
 
@@ -295,7 +300,7 @@ class Limiter(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Raises LimiterUnavailable."""
+        """Raises LimiterUnavailable where nobody new can be admitted."""
         ...
 
 
@@ -322,8 +327,8 @@ class Ledger(Protocol):
         """How many tokens, in and out, or nano-dollars a tenant's events say were used."""
         ...
 
-    async def running(self, tenant_id: str, since: datetime) -> int:
-        """How many of a tenant's bookings are open that began since then."""
+    async def running(self, tenant_id: str, since: datetime) -> Mapping[str, int]:
+        """How many of a tenant's bookings are open that began since then, by worker."""
         ...
 
     async def in_flight(self, tenant_id: str | None = None, booking_id: str | None = None) -> list[InFlight]:

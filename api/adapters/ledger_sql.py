@@ -217,18 +217,21 @@ class SqlLedger:
             query = query.where(rows[_OWNERS[spending.of]] == spending.id)
         if spending.since is not None:
             query = query.where(rows.id >= first_id("bk_", int(spending.since.timestamp() * 1000)))
-        return await self._number(query)
+        [(amount,)] = await self._rows(query)
+        return int(amount)
 
-    async def running(self, tenant_id: str, since: datetime) -> int:
-        """How many of a tenant's bookings are open that began since then."""
+    async def running(self, tenant_id: str, since: datetime) -> dict[str, int]:
+        """How many of a tenant's bookings are open that began since then, by worker."""
         first = first_id("bk_", int(since.timestamp() * 1000))
-        query = select(func.count()).where(in_flight.c.tenant_id == tenant_id, in_flight.c.id >= first)
-        return await self._number(query)
+        query = select(in_flight.c.worker, func.count()).group_by(in_flight.c.worker)
+        query = query.where(in_flight.c.tenant_id == tenant_id, in_flight.c.id >= first)
+        return {worker: int(count) for worker, count in await self._rows(query)}
 
-    async def _number(self, query: Select[Any]) -> int:
+    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        """What admission has to know. Raises LedgerUnavailable within two seconds."""
         try:
             async with asyncio.timeout(2), self._engine.connect() as connection:
-                return int((await connection.execute(query)).scalar_one())
+                return list(await connection.execute(query))
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             raise LedgerUnavailable(type(error).__name__) from error
 
@@ -250,11 +253,7 @@ class SqlLedger:
             query = query.where(in_flight.c.tenant_id == tenant_id)
         if booking_id is not None:
             query = query.where(in_flight.c.id == booking_id)
-        try:
-            async with asyncio.timeout(2), self._engine.connect() as connection:
-                return [rows_sql.open_booking(row) for row in (await connection.execute(query)).mappings()]
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            raise LedgerUnavailable(type(error).__name__) from error
+        return [rows_sql.open_booking(row._mapping) for row in await self._rows(query)]  # noqa: SLF001 - public
 
     async def in_flight_count(self) -> int:
         """How many bookings are open, over all workers."""

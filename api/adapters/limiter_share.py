@@ -10,7 +10,6 @@ new gets in) or `open` (everybody does). Running streams go on in any of them.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
@@ -62,10 +61,10 @@ class ShareLimiter:
         self._logged_at = float("-inf")
         self._permits: dict[str, Permit] = {}
         self._owed: dict[str, tuple[Permit, Used]] = {}
+        self._given_back: set[str] = set()
         self._strangers: set[str] = set()  # who asks and has nothing, and Redis never heard of
         self._books: dict[str, Book] = {}
         self._spent: dict[tuple[str, str], int] = {}
-        self._others: dict[str, int] = {}
 
     @property
     def degraded(self) -> bool:
@@ -122,8 +121,6 @@ class ShareLimiter:
         except LimiterUnavailable as error:
             self._lost_sight(error)
             return Renewed(set(), {})
-        ours = Counter(permit.tenant_id for permit, _ in every if permit.id not in renewed.lost)
-        self._others = {tenant_id: count - ours[tenant_id] for tenant_id, count in renewed.streams.items()}
         self._in_sight()
         return Renewed(renewed.lost & {renewal.permit.id for renewal in told}, renewed.streams)
 
@@ -165,6 +162,8 @@ class ShareLimiter:
             raise LimiterUnavailable("Redis does not answer")
         if self._mode == "open":
             return Reply(Verdict.GRANTED, ask.most, degraded=True)
+        if ask.elsewhere is None:  # what runs on other workers: the ledger knows
+            return Reply(Verdict.UNKNOWN, unknown=(-1,), degraded=True)
         reply = self._book(tenant_id).acquire(self._now(), self._scaled(tenant_id, ask))
         if reply.wait_us == NEVER_US and ask.demands[reply.at].shape is Shape.RATE:
             reply = reply._replace(wait_us=_RETRY_US)  # this worker's share is too small, the limit is not
@@ -190,10 +189,10 @@ class ShareLimiter:
         """The same, of this worker's share of each limit."""
         for i, amount in ask.spent.items():
             self._spent[tenant_id, ask.demands[i].counter] = amount
-        demands = tuple(self._share(tenant_id, demand) for demand in ask.demands)
+        demands = tuple(self._share(tenant_id, demand, ask.elsewhere or 0) for demand in ask.demands)
         return replace(ask, demands=demands)
 
-    def _share(self, tenant_id: str, demand: Demand) -> Demand:
+    def _share(self, tenant_id: str, demand: Demand, elsewhere: int) -> Demand:
         if demand.shape is Shape.BUDGET:
             spent = self._spent.get((tenant_id, demand.counter), 0)
             left = max(0, demand.amount - spent)
@@ -201,7 +200,7 @@ class ShareLimiter:
         amount = demand.amount // self._fleet.workers
         amount += self._fleet.before < demand.amount % self._fleet.workers
         if demand.counter == STREAMS:
-            amount = min(amount, demand.amount - self._others.get(tenant_id, 0))
+            amount = min(amount, demand.amount - elsewhere)
         return demand._replace(amount=max(0, amount))
 
     # --- losing and finding Redis ---------------------------------------------------------------
@@ -233,6 +232,10 @@ class ShareLimiter:
     async def _pay(self, owed: Iterable[tuple[Permit, Used]]) -> None:
         for permit, used in owed:
             await self._redis.release(permit, used)
+            if used == _NOTHING and permit.id not in self._given_back:
+                self._given_back.add(permit.id)  # and once more: what it asked may still lie before Redis
+                continue
+            self._given_back.discard(permit.id)
             del self._owed[permit.id]
 
 

@@ -93,7 +93,7 @@ class Ask:
 
     Of what a budget has left, it takes a `share`-th at most: streams that extend their credit as they go
     take small steps when little is left. `spent` is what the ledger says, by demand; `running` how many
-    streams it knows of. Both only where they were asked for.
+    streams it knows of, and `elsewhere` how many of them on other workers. Only where they were asked for.
     """
 
     permit_id: str
@@ -103,6 +103,7 @@ class Ask:
     share: int = 1
     spent: Mapping[int, int] = field(default_factory=dict)
     running: int | None = None
+    elsewhere: int | None = None
     max_waiters: int = 0
 
 

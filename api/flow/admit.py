@@ -37,6 +37,8 @@ _OUTPUT_TOKENS = 4096
 """What is reserved for an answer of unknown length, of a model that we do not know."""
 _PART_TOKENS = 40_000
 """What an image or a file is taken to cost before anybody knows."""
+_QUESTIONS = 4
+"""What runs, what is spent, and the same again where Redis falls silent in between."""
 _MOST_TOKENS = 16_384
 """The same, of an answer in one piece of a model that we know to have more."""
 
@@ -106,12 +108,12 @@ async def _asked(gate: Gate, stream: Stream, ask: Ask) -> Reply:
 
 
 async def _acquire(gate: Gate, stream: Stream, ask: Ask) -> Reply:
-    reply = await gate.limiter.acquire(_tenant(stream), ask)
-    if reply.verdict is Verdict.UNKNOWN:
-        reply = await gate.limiter.acquire(_tenant(stream), await told(gate, stream, ask, reply))
-    if reply.verdict is Verdict.UNKNOWN:
-        raise LimiterUnavailable("it was told what is spent, and asks again")
-    return reply
+    for _ in range(_QUESTIONS):
+        reply = await gate.limiter.acquire(_tenant(stream), ask)
+        if reply.verdict is not Verdict.UNKNOWN:
+            return reply
+        ask = await told(gate, stream, ask, reply)
+    raise LimiterUnavailable("it was told all that the ledger knows, and asks again")
 
 
 async def _ask(gate: Gate, stream: Stream, permit_id: str) -> Ask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from api.core.demand import Shape
 from api.core.demands import demands_of, period_of, seconds_left
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from api.core.demand import Demand, State
     from api.ports import Clock, InFlight, Ledger, Limiter
     from auth.principal import Limit
+
+
+class Leases(Protocol):
+    """Whoever knows which streams' leases hold."""
+
+    async def live(self, tenant_id: str) -> list[str]:
+        """The permits of a tenant's live streams. Raises LimiterUnavailable."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +81,13 @@ def _reset(demand: Demand, state: State) -> int | None:
 
 async def streams_now(
     limiter: Limiter, ledger: Ledger, clock: Clock, tenant_id: str | None = None
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """The streams that run, over all workers, oldest first: bookings, and whether their leases hold."""
     found = await ledger.in_flight(tenant_id)
     return await described(limiter, clock, found)
 
 
-async def described(limiter: Limiter, clock: Clock, found: Sequence[InFlight]) -> list[dict[str, object]]:
+async def described(limiter: Leases, clock: Clock, found: Sequence[InFlight]) -> list[dict[str, Any]]:
     """Each as people want to see it."""
     tenants = {one.booking.tenant_id for one in found}
     live: Mapping[str, set[str]] | None

@@ -21,11 +21,13 @@ async def told(gate: Gate, stream: Stream, ask: Ask, reply: Reply) -> Ask:
     """The same, with what the ledger says of `reply.unknown`. Raises LedgerUnavailable."""
     caller = stream.caller
     assert caller.tenant_id is not None  # noqa: S101 - the route's dependency has seen to it
-    running, spent = ask.running, dict(ask.spent)
+    running, elsewhere, spent = ask.running, ask.elsewhere, dict(ask.spent)
     for at in reply.unknown:
         if at < 0:
             since = stream.came_at - timedelta(seconds=gate.policy.stream_seconds + _RUNNING_SECONDS)
-            running = await gate.ledger.running(caller.tenant_id, since)
+            workers = await gate.ledger.running(caller.tenant_id, since)
+            running = sum(workers.values())
+            elsewhere = running - workers.get(gate.policy.worker, 0)
             continue
         demand = ask.demands[at]
         limit = next(one for one in caller.limits if (one.kind, one.name) == (demand.of, demand.name))
@@ -33,4 +35,4 @@ async def told(gate: Gate, stream: Stream, ask: Ask, reply: Reply) -> Ask:
         since_then = period.starts_at if period else None
         spending = Spending(limit.kind, limit.id, demand.is_money, since_then)
         spent[at] = await gate.ledger.spent(caller.tenant_id, spending)
-    return replace(ask, running=running, spent=spent)
+    return replace(ask, running=running, elsewhere=elsewhere, spent=spent)

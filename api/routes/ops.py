@@ -26,12 +26,13 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses={503: {"description": "Some part is not ready; the body says which."}})
 async def readyz(gate: GateDep, response: Response) -> dict[str, str]:
     """Whether new streams can be admitted, and which part is in the way."""
+    limiter = await _state(gate.limiter.ping())
     parts = {
         "ledger": await _state(gate.ledger.ping()),
-        "limiter": await _state(gate.limiter.ping()),
+        "limiter": "degraded" if limiter == "ok" and gate.limiter.degraded else limiter,
         "gate": "draining" if gate.draining else "ok",
     }
-    if set(parts.values()) != {"ok"}:
+    if not set(parts.values()) <= {"ok", "degraded"}:
         response.status_code = 503
         response.headers["retry-after"] = "1"
     return parts

@@ -29,7 +29,7 @@ _PERMITS = 5
 
 # --- what is asked ----------------------------------------------------------------------------------
 
-_RATES, _BUDGETS = (1, 7, 60, 1_000_000, 100_000_000), (0, 9, 40, 300, 10**6, 1 << 52)
+_RATES, _BUDGETS = (1, 7, 60, 1_000_000, 100_000_000), (0, 9, 60, 300, 10**6, 1 << 52)
 _TABLE = (
     ("c", "streams:key:k", "key", "max_streams", (1, 2, 3)),
     ("c", "streams:user:u", "user", "max_streams", (1, 2)),
@@ -101,7 +101,7 @@ _ACQUIRE = st.tuples(st.just("acquire"), _IDS, _SIZES, st.integers(0, 3))
 _STEPS: tuple[st.SearchStrategy[tuple[Any, ...]], ...] = (
     _ACQUIRE,
     _ACQUIRE,
-    st.tuples(st.just("extend"), _IDS, _SIZES, st.booleans()),
+    st.tuples(st.just("extend"), st.one_of(_IDS, st.integers(0, 9)), _SIZES, st.booleans()),
     st.tuples(st.just("renew"), _SOME, _USED, _SOME),
     st.tuples(st.just("release"), _IDS, _USED),
     st.tuples(st.just("again")),
@@ -245,8 +245,11 @@ class World:
         before.renew_waiters(self.now, ())
         return before
 
-    async def _extend(self, permit_id: str, sizes: tuple[int, int, int], lost: bool) -> None:
+    async def _extend(self, who: str | int, sizes: tuple[int, int, int], lost: bool) -> None:
+        """`who` is a permit, or the so manieth of those that have credit."""
         least, more, share = sizes
+        held = sorted(self.book.held) or ["p0"]
+        permit_id = who if isinstance(who, str) else held[who % len(held)]
         permit = self.permits[permit_id]
         demands = tuple(demand for demand in permit.demands if demand.each)
         ask = Ask(permit_id, demands, least, least + more, share)

@@ -73,8 +73,8 @@ class HandLedger:
     async def spent(self, tenant_id: str, spending: Spending) -> int:
         return self.spent_tokens
 
-    async def running(self, tenant_id: str, since: datetime) -> int:
-        return 0
+    async def running(self, tenant_id: str, since: datetime) -> Mapping[str, int]:
+        return {}
 
     def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
         self.checkpoints += checkpoints
