@@ -67,6 +67,7 @@ async def test_limits_hold_on_a_cluster(
         for body in await asyncio.gather(*(client.body() for client in greedy)):
             last = data_lines(body)[-1] if body.startswith(b"data:") else body
             assert b"insufficient_quota" in last or last == b"[DONE]"
+        await leave(app, greedy)
         for name, key in made:
             used = await app.gate.ledger.totals(name)
             assert 950 < used.input_tokens + used.output_tokens <= 1000
