@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from api.core.demand import MAX_TOKENS
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -127,7 +129,7 @@ class Used(NamedTuple):
         """As a limit counts it; of a cap, or of requests, nothing."""
         if demand.each == 0:
             return 0
-        return self.nano_dollars if demand.is_money else self.tokens
+        return min(self.nano_dollars if demand.is_money else self.tokens, MAX_TOKENS)
 
 
 class Renewal(NamedTuple):

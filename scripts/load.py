@@ -1,36 +1,32 @@
-"""The load client: raw sockets that are kept, bytes that were built before; it tells a token from a refusal.
+"""The load client: raw sockets that are kept, bytes built beforehand; it tells a token from a refusal.
 
-It speaks the plain dialect of `/chat/stream`. It costs a small part of what the gate does for the same request,
-so that a figure is the gate's; who quotes one states the client's own CPU beside it.
+It speaks the plain dialect of `/chat/stream`. A request costs it a small part of what it costs the gate; who
+quotes a figure states the client's own CPU beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import resource
-import signal
-import sys
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
-_OK = 200
+_OK, _TOO_MANY = 200, 429
 _KEPT_BYTES = 64  # of what was read, for a word that two packets share
 
 
 @dataclass(slots=True)
 class Answer:
-    """What came of a request. Times are the loop's seconds; `status` 0: the connection broke before one came."""
+    """What came of a request. Times are the loop's; `status` 0: the connection broke before one came."""
 
     sent_at: float
     status: int = 0
     retry_after: float = 0.0  # seconds
+    code: str = ""  # of an error that is no 429
     degraded: bool = False  # decided without Redis
     first_at: float | None = None  # the first token
     tokens: int = 0
@@ -40,7 +36,7 @@ class Answer:
 
 
 class Line(asyncio.Protocol):
-    """One connection, one request at a time. `begun` is done with the status line, `ended` with the last byte."""
+    """One connection, one request at a time: `begun` with its status line, `ended` with its last byte."""
 
     transport: asyncio.Transport
 
@@ -50,7 +46,7 @@ class Line(asyncio.Protocol):
         self.answer = Answer(0)
         self.begun: asyncio.Future[Answer] | None = None
         self.ended: asyncio.Future[Answer] | None = None
-        self._busy = False
+        self.busy = False
         self._leave_after = -1
         self._head = self._tail = b""
         self._left = -1  # bytes of a body with a length; -1: it comes in chunks
@@ -64,12 +60,12 @@ class Line(asyncio.Protocol):
     def send(self, request: bytes) -> None:
         """Send a request that nobody awaits."""
         self.answer = Answer(self._loop.time())
-        self._head, self._busy = b"", True
+        self._head, self.busy = b"", True
         self.transport.write(request)
 
     def leave(self) -> None:
         """Go away at once, in the middle of whatever it is."""
-        self.answer.left = self._busy
+        self.answer.left = self.busy
         self.transport.abort()
         self._over()
 
@@ -90,7 +86,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Some of the answer."""
-        if not self._busy:
+        if not self.busy:
             return
         if not self.answer.status:
             self._head += data
@@ -100,7 +96,10 @@ class Line(asyncio.Protocol):
             self._read_head(head)
         if self._left >= 0:
             self._left -= len(data)
+            if self.answer.status != _TOO_MANY:
+                self._tail += data
             if self._left <= 0:
+                self._read_error()
                 self._over()
         elif data:
             self._read_stream(data)
@@ -117,12 +116,17 @@ class Line(asyncio.Protocol):
         if self.begun is not None and not self.begun.done():
             self.begun.set_result(answer)
 
+    def _read_error(self) -> None:
+        _, found, rest = self._tail.partition(b'"code":')
+        if found:
+            self.answer.code = rest.partition(b",")[0].strip(b' "}').decode(errors="replace")
+
     def _read_stream(self, data: bytes) -> None:
         answer = self.answer
-        answer.tokens += data.count(b'{"token"')
+        seen = self._tail + data
+        answer.tokens += seen.count(b'{"token"') - self._tail.count(b'{"token"')
         if answer.tokens and answer.first_at is None:
             answer.first_at = self._loop.time()
-        seen = self._tail + data
         answer.finished = answer.finished or b"data: [DONE]" in seen
         answer.failed = answer.failed or b'{"error"' in seen
         self._tail = seen[-_KEPT_BYTES:]
@@ -132,9 +136,9 @@ class Line(asyncio.Protocol):
             self.leave()
 
     def _over(self) -> None:
-        if not self._busy:
+        if not self.busy:
             return
-        self._busy = False
+        self.busy = False
         for future in (self.begun, self.ended):
             if future is not None and not future.done():
                 future.set_result(self.answer)
@@ -163,38 +167,3 @@ def request_bytes(url: str, key: str, **script: object) -> bytes:
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
-
-
-# --- the machine ------------------------------------------------------------------------------------
-
-
-def allow_open_files(count: int) -> None:
-    """Let this process and those that it starts have so many files open. Raises SystemExit where it may not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < count:
-        raise SystemExit(f"{count} open files are needed, and `ulimit -Hn` allows {hard}: ask for fewer streams.")
-    if soft != resource.RLIM_INFINITY and soft < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-
-
-def stop_on_sigterm() -> None:
-    """A SIGTERM ends this process as Ctrl-C does: whatever it started is stopped."""
-    signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(_number: int, _frame: object) -> NoReturn:
-    sys.exit(143)
-
-
-@contextlib.contextmanager
-def no_orphans(processes: Callable[[], Iterable[object]]) -> Iterator[None]:
-    """Processes that are still there at the end, though whoever started them is not, are killed."""
-    import psutil  # noqa: PLC0415 - a test's requirement
-
-    known: set[psutil.Process] = set()
-    try:
-        yield
-        known |= set(processes())
-    finally:
-        with contextlib.suppress(psutil.Error):
-            known |= set(processes())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from api.core.demand import MAX_TOKENS, STREAMS, Reply, Shape, State, Verdict
 from api.ports import Fleet, LimiterUnavailable, Peek, Renewed
@@ -26,11 +27,18 @@ if TYPE_CHECKING:
     from api.core.demand import Ask, Demand, Terms
     from api.ports import Permit, Renewal, Used
 
+log = logging.getLogger("sluicegate.limiter")
+
 _LUA = Path(__file__).parent / "lua"
 _HEAD = 5  # verdict, tokens, allowed, at, wait; then two numbers for each demand
 _WORKERS = "sg:workers"
+_PERMITS_AT_ONCE = 200
+_ARGUMENTS_AT_ONCE = 3000
+_STATES = ("READONLY", "OOM", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY")
+"""What Redis says where it is not a script's fault that it failed."""
 _LATE_SECONDS = 0.02
 """A timer that fires later than this was held up by our own loop, and Redis gets the time back."""
+_LOOKS = 5
 
 
 class Script:
@@ -57,9 +65,18 @@ class Script:
         for i, reply in enumerate(replies):
             if isinstance(reply, NoScriptError):
                 replies[i] = await self._client.eval(self.text, 1, calls[i][0], *calls[i][1])
-            elif isinstance(reply, Exception):
+            elif isinstance(reply, Exception) and not _is_broken(reply):
                 raise reply
+            elif isinstance(reply, Exception):  # what is wrong with one tenant is no other's matter
+                log.error("a script failed for %s: %s", calls[i][0], reply)
+                replies[i] = None
         return list(replies)
+
+
+def _is_broken(error: Exception) -> bool:
+    """Whether a script failed by what it was given, and not by the state that Redis is in."""
+    text = str(error)
+    return isinstance(error, ResponseError) and "user_script" in text and not any(s in text for s in _STATES)
 
 
 class RedisLimiter:
@@ -76,7 +93,7 @@ class RedisLimiter:
         """All that a request asks, or nothing."""
         running = -1 if ask.running is None else ask.running
         head = ["acquire", ask.permit_id, *self._terms, ask.least, ask.most, ask.share, running]
-        args = [*head, ask.max_waiters, *_demands(ask.demands), *_spent(ask)]
+        args = [*head, ask.max_waiters, int(ask.whole), *_demands(ask.demands), *_spent(ask)]
         return _reply(await self._call(tenant_id, args), ask.demands)
 
     async def extend(self, tenant_id: str, ask: Ask) -> Reply:
@@ -89,15 +106,32 @@ class RedisLimiter:
         tenants: dict[str, list[Renewal]] = {tenant_id: [] for tenant_id in waiters}
         for renewal in renewals:
             tenants.setdefault(renewal.permit.tenant_id, []).append(renewal)
-        calls = [
-            (_key(tenant_id), self._renewal(mine, waiters.get(tenant_id, ())))
-            for tenant_id, mine in tenants.items()
-        ]
-        if not calls:
-            return Renewed(set(), {})
-        replies = await self._bounded(self._script.each(calls))
-        lost = {permit_id.decode() for _, *ids in replies for permit_id in ids}
-        return Renewed(lost, {tenant_id: reply[0] for tenant_id, reply in zip(tenants, replies, strict=True)})
+        calls: list[tuple[str, list[Any]]] = []
+        whose: list[str] = []
+        for tenant_id, mine in tenants.items():
+            waiting = waiters.get(tenant_id, ())
+            for start in range(0, max(len(mine), 1), _PERMITS_AT_ONCE):
+                part = mine[start : start + _PERMITS_AT_ONCE]
+                calls.append((_key(tenant_id), self._renewal(part, () if start else waiting)))
+                whose.append(tenant_id)
+        lost: set[str] = set()
+        streams: dict[str, int] = {}
+        for tenant_id, reply in zip(whose, await self._each(calls), strict=True):
+            if reply is not None:
+                streams[tenant_id] = reply[0]
+                lost.update(permit_id.decode() for permit_id in reply[1:])
+        return Renewed(lost, streams)
+
+    async def _each(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """The answers of many calls; so many in a round trip that none takes long."""
+        replies: list[Any] = []
+        batch: list[tuple[str, Sequence[Any]]] = []
+        for call in calls:
+            batch.append(call)
+            if sum(len(args) for _, args in batch) >= _ARGUMENTS_AT_ONCE:
+                replies += await self._bounded(self._script.each(batch))
+                batch = []
+        return replies + (await self._bounded(self._script.each(batch)) if batch else [])
 
     def _renewal(self, renewals: Sequence[Renewal], waiters: Sequence[str]) -> list[Any]:
         args: list[Any] = ["renew", *self._terms, len(renewals)]
@@ -115,8 +149,11 @@ class RedisLimiter:
 
     async def release(self, permit: Permit, used: Used) -> None:
         """Give back what a permit has and did not use. Again is the same. Raises LimiterUnavailable."""
-        spent = [used.of(demand) for demand in permit.demands]
-        await self._call(permit.tenant_id, ["release", permit.id, *_demands(permit.demands), *spent])
+        await self._call(permit.tenant_id, _release(permit, used))
+
+    async def release_all(self, ended: Iterable[tuple[Permit, Used]]) -> None:
+        """The same of many."""
+        await self._each([(_key(permit.tenant_id), _release(permit, used)) for permit, used in ended])
 
     async def peek(self, tenant_id: str, demands: Sequence[Demand]) -> Peek:
         """What is left of each limit, and what those in shadow would have refused."""
@@ -150,6 +187,8 @@ class RedisLimiter:
             async with patience(self._timeout_seconds):
                 return await work
         except (RedisError, OSError, TimeoutError) as error:
+            if _is_broken(error):
+                raise RuntimeError("a script of the limiter failed") from error
             raise LimiterUnavailable(f"Redis: {type(error).__name__}") from error
 
 
@@ -157,22 +196,27 @@ class RedisLimiter:
 async def patience(seconds: float) -> AsyncIterator[None]:
     """`asyncio.timeout`, but what our own loop was late is not somebody else's silence.
 
-    A loop that was busy finds the answer and the time-out in the same round: the answer has to be read first.
+    It looks at the clock a few times, and what it came late to that is given back. Where it comes late in the
+    end the answer may lie there unread: it waits a little longer, but not for ever.
     """
     loop = asyncio.get_running_loop()
+    step, again = seconds / _LOOKS, iter(range(_LOOKS))
     async with asyncio.timeout(None) as scope:
-        timers: list[asyncio.TimerHandle] = []
 
-        def over(due: float) -> None:
-            late = loop.time() - due
-            if late > _LATE_SECONDS:
-                later = loop.time() + min(late, seconds)
-                timers.append(loop.call_at(later, over, later))
+        def look(due: float, left: int) -> None:
+            now = loop.time()
+            late = now - due if now - due > _LATE_SECONDS else 0
+            if left:
+                due = now + step if late else due + step
+            elif late and next(again, None) is not None:
+                due = now + min(late, step)
             else:
                 scope.reschedule(due)
+                return
+            timers.append(loop.call_at(due, look, due, max(0, left - 1)))
 
-        first = loop.time() + seconds
-        timers.append(loop.call_at(first, over, first))
+        first = loop.time() + step
+        timers = [loop.call_at(first, look, first, _LOOKS - 1)]
         try:
             yield
         finally:
@@ -190,6 +234,11 @@ def _demands(demands: Sequence[Demand]) -> list[Any]:
         shape, counter, amount, base, each, keep_seconds, shadow, of, name = demand
         args += [shape.value, counter, amount, base, each, keep_seconds, int(shadow), of, name]
     return args
+
+
+def _release(permit: Permit, used: Used) -> list[Any]:
+    spent = [used.of(demand) for demand in permit.demands]
+    return ["release", permit.id, *_demands(permit.demands), *spent]
 
 
 def _spent(ask: Ask) -> list[Any]:

@@ -1,8 +1,8 @@
 """Admission that goes on when Redis does not: each worker enforces its share of the limits by itself.
 
 While Redis answers, it decides. From the first call that it does not answer, this worker decides alone, with
-the very book that the Lua follows, until a renewal has reached Redis again; after an outage of more than a
-tick it waits two more, so that all workers have told Redis what runs. What ended meanwhile is owed to Redis
+the very book that the Lua follows, until a renewal has reached Redis again. For two more ticks, until all
+workers have told Redis what runs, both must agree: the book, and Redis. What ended meanwhile is owed to Redis
 and told first. `mode` says what "alone" means: `share` (this worker's part of each limit), `closed` (nobody
 new gets in) or `open` (everybody does). Running streams go on in any of them.
 """
@@ -62,6 +62,7 @@ class ShareLimiter:
         self._permits: dict[str, Permit] = {}
         self._owed: dict[str, tuple[Permit, Used]] = {}
         self._given_back: set[str] = set()
+        self._untold: set[str] = set()  # granted alone, and Redis does not know it yet
         self._strangers: set[str] = set()  # who asks and has nothing, and Redis never heard of
         self._books: dict[str, Book] = {}
         self._spent: dict[tuple[str, str], int] = {}
@@ -78,6 +79,7 @@ class ShareLimiter:
         if self.degraded:
             self._strangers.add(ask.permit_id)
         else:
+            self._strangers.discard(ask.permit_id)
             try:
                 reply = await self._redis.acquire(tenant_id, ask)
             except LimiterUnavailable as error:
@@ -85,7 +87,26 @@ class ShareLimiter:
             else:
                 if reply.verdict is not Verdict.SETTLING:
                     return self._noted(tenant_id, ask, reply, 0)
-        return self._noted(tenant_id, ask, self._alone(tenant_id, ask), 0)
+        reply = self._noted(tenant_id, ask, self._alone(tenant_id, ask), 0)
+        if reply.verdict is Verdict.GRANTED and self._away_since is None and self._mode == "share":
+            return await self._registered(ask, reply)
+        if reply.degraded:
+            self._untold.add(ask.permit_id)
+        return reply
+
+    async def _registered(self, ask: Ask, reply: Reply) -> Reply:
+        """While Redis answers but does not know all yet, it has to have room for what is granted alone."""
+        permit = self._permits[ask.permit_id]
+        try:
+            renewed = await self._redis.renew([Renewal(permit, _NOTHING)], {})
+        except LimiterUnavailable as error:
+            self._lost_sight(error)
+            self._untold.add(permit.id)
+            return reply
+        if permit.id not in renewed.lost:
+            return reply
+        await self.release(permit, _NOTHING)
+        return Reply(Verdict.REFUSED, wait_us=_RETRY_US, states=reply.states, degraded=True)
 
     async def extend(self, tenant_id: str, ask: Ask) -> Reply:
         """More tokens of output for a running stream: from Redis, or from this worker's share."""
@@ -111,18 +132,16 @@ class ShareLimiter:
             mine = [renewal for renewal in told if renewal.permit.tenant_id == tenant_id]
             book.renew(self._now(), _as_held(mine))
             book.renew_waiters(self._now(), waiters.get(tenant_id, ()))
-        owed = list(islice(self._owed.values(), _PAID_AT_ONCE))
-        # Streams that ended meanwhile: Redis must know of them before it can be told what they used.
-        every = [*told, *(Renewal(permit, _NOTHING) for permit, used in owed if used != _NOTHING)]
         try:
             self._fleet = await self._redis.enlist(self._worker)
-            renewed = await self._redis.renew(every, waiters)
-            await self._pay(owed)
+            await self._pay()  # first, so that what runs finds the slots free of what has ended
+            renewed = await self._redis.renew(told, waiters)
+            self._untold.difference_update(renewal.permit.id for renewal in told)
         except LimiterUnavailable as error:
             self._lost_sight(error)
             return Renewed(set(), {})
         self._in_sight()
-        return Renewed(renewed.lost & {renewal.permit.id for renewal in told}, renewed.streams)
+        return renewed
 
     async def release(self, permit: Permit, used: Used) -> None:
         """Give back; while Redis is away it is owed, and told when it is back. Never raises."""
@@ -133,7 +152,9 @@ class ShareLimiter:
         if permit.id in self._strangers:
             self._strangers.remove(permit.id)
             return
-        if self._away_since is None and not permit.degraded:
+        untold = permit.id in self._untold
+        self._untold.discard(permit.id)
+        if self._away_since is None and not untold:
             try:
                 await self._redis.release(permit, used)
                 return
@@ -193,6 +214,8 @@ class ShareLimiter:
         return replace(ask, demands=demands)
 
     def _share(self, tenant_id: str, demand: Demand, elsewhere: int) -> Demand:
+        if demand.shape is Shape.CAP and self._away_since is None:  # Redis will say whether there is room
+            return demand._replace(amount=max(0, demand.amount - elsewhere * (demand.counter == STREAMS)))
         if demand.shape is Shape.BUDGET:
             spent = self._spent.get((tenant_id, demand.counter), 0)
             left = max(0, demand.amount - spent)
@@ -222,16 +245,18 @@ class ShareLimiter:
         now = self._clock.monotonic()
         if self._away_since is not None:
             away, self._away_since = now - self._away_since, None
-            if away > self._tick_seconds:
-                self._alone_until = now + 2 * self._tick_seconds
+            self._alone_until = now + 2 * self._tick_seconds
             log.warning("Redis answers again, after %.1f s", away)
         if not self.degraded and self._books:
             self._books.clear()
             self._spent.clear()
 
-    async def _pay(self, owed: Iterable[tuple[Permit, Used]]) -> None:
+    async def _pay(self) -> None:
+        """Tell Redis what ended: first that it ran, where it may not know, and then what it used."""
+        owed = list(islice(self._owed.values(), _PAID_AT_ONCE))
+        await self._redis.renew([Renewal(permit, _NOTHING) for permit, used in owed if used != _NOTHING], {})
+        await self._redis.release_all(owed)
         for permit, used in owed:
-            await self._redis.release(permit, used)
             if used == _NOTHING and permit.id not in self._given_back:
                 self._given_back.add(permit.id)  # and once more: what it asked may still lie before Redis
                 continue

@@ -70,7 +70,7 @@ class State(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to `acquire` and `extend`.
+    """The answer to `acquire` and `extend`. For WAITING, `tokens` is the number of its ticket.
 
     `tokens` of output are granted, of `allowed` that the budgets have room for. `at` is the demand that
     refuses, or that is waited for, and `wait_us` when to come again. `unknown` are the budgets of which it
@@ -92,8 +92,8 @@ class Ask:
     """What a request asks: a slot of each cap, and `least` to `most` tokens of output on credit.
 
     Of what a budget has left, it takes a `share`-th at most: streams that extend their credit as they go
-    take small steps when little is left. `spent` is what the ledger says, by demand; `running` how many
-    streams it knows of, and `elsewhere` how many of them on other workers. Only where they were asked for.
+    take small steps when little is left. With `whole` rates must have room for the most. What was asked of
+    the ledger: what is `spent`, by demand, how many streams are `running`, and `elsewhere`, on other workers.
     """
 
     permit_id: str
@@ -101,6 +101,7 @@ class Ask:
     least: int = 0
     most: int = 0
     share: int = 1
+    whole: bool = False
     spent: Mapping[int, int] = field(default_factory=dict)
     running: int | None = None
     elsewhere: int | None = None

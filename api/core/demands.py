@@ -7,7 +7,7 @@ Tokens are input and output together.
 from __future__ import annotations
 
 import hashlib
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -28,7 +28,7 @@ _DECEMBER = 12
 
 
 class Period(NamedTuple):
-    """A day or a month of a time zone. Times are with a zone."""
+    """A day or a month of a time zone. Times are UTC: only there does Python compare instants."""
 
     label: str
     starts_at: datetime
@@ -50,7 +50,7 @@ def period_of(name: str, now: datetime, time_zone: str) -> Period | None:
 
 
 def _midnight(day: date, zone: ZoneInfo) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=zone)
+    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
 
 
 def demands_of(
@@ -90,7 +90,7 @@ def _suffix(kind: str, owner: str) -> str:
     if kind == "tenant":
         return ""
     if kind == "user":
-        owner = hashlib.sha256(owner.encode(errors="replace")).hexdigest()[:32]
+        owner = hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return f":{kind}:{owner}"
 
 

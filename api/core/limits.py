@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MINUTE_US = 60_000_000
 _FIRST_GAP_US = 1_000_000
 _MAX_GAP_US = 30_000_000
+_ASKED_US = 3_000_000
+"""The ledger answers within two seconds, or not at all."""
 _GAP_WEIGHT = 8  # each new gap between two endings counts for an eighth
 _MAX_LAPSED = 10_000  # in Redis they are forgotten after an hour
 
@@ -34,6 +36,7 @@ class _Budget:
     spent: int | None = None
     reserved: int = 0
     late: int | None = None  # settled since the ledger was asked, so perhaps not in its answer
+    asked_at: int = 0
 
 
 class _Room(NamedTuple):
@@ -54,7 +57,7 @@ class Book:
         self.budgets: dict[str, _Budget] = {}
         self.held: dict[str, Held] = {}
         self.lapsed: dict[str, Held] = {}
-        self.waiting: dict[str, tuple[str, int]] = {}  # permit -> counter it waits for, lease; in order
+        self.waiting: dict[str, tuple[str, int, int]] = {}  # permit -> counter, lease, ticket; in order
         self.would_refuse: dict[str, int] = {}
         self._freed_at: int | None = None
         self._gap_us: int | None = None
@@ -69,7 +72,7 @@ class Book:
             tokens = held.tokens if held else ask.most
             allowed = self._allowed(now, ask.demands, tokens) if held else MAX_TOKENS
             return Reply(Verdict.GRANTED, tokens, allowed, states=self._states(ask.demands, now))
-        unknown = self._ask_ledger(ask)
+        unknown = self._ask_ledger(now, ask)
         streams_unknown = self._known_from is None and ask.running is None
         if streams_unknown or unknown:
             return Reply(Verdict.UNKNOWN, unknown=((-1,) if streams_unknown else ()) + unknown)
@@ -77,7 +80,11 @@ class Book:
             self._known_from = now + (self._terms.settle_us if ask.running else 0)
         if 0 < self._known_from - now <= self._terms.settle_us:
             return Reply(Verdict.SETTLING, wait_us=self._known_from - now)
-        rooms = [self._room(demand, now, ask.least) for demand in ask.demands]
+        whole = ask.most if ask.whole else ask.least
+        rooms = [
+            self._room(demand, now, whole if demand.shape is Shape.RATE else ask.least)
+            for demand in ask.demands
+        ]
         blocked = self._blocked(ask, rooms)
         if blocked is not None:
             return self._queue(now, ask, blocked, rooms)
@@ -92,7 +99,7 @@ class Book:
         if held is None:
             return Reply(Verdict.UNKNOWN, unknown=(-1,))
         demands = tuple(demand._replace(base=0) for demand in ask.demands)
-        unknown = self._ask_ledger(ask)
+        unknown = self._ask_ledger(now, ask)
         if unknown:
             return Reply(Verdict.UNKNOWN, unknown=unknown)
         rooms = [self._room(demand, now, ask.least) for demand in demands]
@@ -165,7 +172,8 @@ class Book:
         """So that whoever waits keeps its place."""
         for permit_id in permit_ids:
             if permit_id in self.waiting:
-                self.waiting[permit_id] = (self.waiting[permit_id][0], now + self._terms.waiter_us)
+                counter, _, ticket = self.waiting[permit_id]
+                self.waiting[permit_id] = (counter, now + self._terms.waiter_us, ticket)
 
     def peek(self, now: int, demands: Sequence[Demand]) -> tuple[State, ...]:
         """What is left of each limit. A budget of which nothing is known counts as untouched."""
@@ -179,7 +187,7 @@ class Book:
         for permit_id in [one for one, expiry in streams.items() if expiry <= now]:
             del streams[permit_id]
             self._lapse(permit_id)
-        for permit_id in [one for one, (_, expiry) in self.waiting.items() if expiry <= now]:
+        for permit_id in [one for one, (_, expiry, _) in self.waiting.items() if expiry <= now]:
             del self.waiting[permit_id]
 
     def _lapse(self, permit_id: str) -> None:
@@ -214,7 +222,7 @@ class Book:
         if worst is not None:
             return worst
         ahead: set[str] = set()
-        for permit_id, (counter, _) in self.waiting.items():
+        for permit_id, (counter, _, _) in self.waiting.items():
             if permit_id == ask.permit_id:
                 break
             ahead.add(counter)
@@ -223,10 +231,11 @@ class Book:
 
     def _queue(self, now: int, ask: Ask, at: int, rooms: list[_Room]) -> Reply:
         wait, states = rooms[at].wait_us, self._states(ask.demands, now)
-        place = ask.permit_id in self.waiting
-        if wait < NEVER_US and (place or len(self.waiting) < ask.max_waiters):
-            self.waiting[ask.permit_id] = (ask.demands[at].counter, now + self._terms.waiter_us)
-            return Reply(Verdict.WAITING, at=at, wait_us=wait or self._gap(), states=states)
+        _, _, ticket = self.waiting.get(ask.permit_id, ("", 0, 0))
+        if wait < NEVER_US and (ticket or len(self.waiting) < ask.max_waiters):
+            ticket = ticket or max((other for _, _, other in self.waiting.values()), default=0) + 1
+            self.waiting[ask.permit_id] = (ask.demands[at].counter, now + self._terms.waiter_us, ticket)
+            return Reply(Verdict.WAITING, ticket, at=at, wait_us=wait or self._gap(), states=states)
         self.waiting.pop(ask.permit_id, None)
         return Reply(Verdict.REFUSED, at=at, wait_us=wait or self._gap(), states=states)
 
@@ -280,7 +289,7 @@ class Book:
             return 0
         return amount
 
-    def _ask_ledger(self, ask: Ask) -> tuple[int, ...]:
+    def _ask_ledger(self, now: int, ask: Ask) -> tuple[int, ...]:
         """Take in what the ledger said was spent. Returns the budgets of which it has yet to say."""
         unknown: list[int] = []
         for i, demand in enumerate(ask.demands):
@@ -291,9 +300,10 @@ class Book:
                 continue
             if i in ask.spent and budget.late is not None:
                 budget.spent, budget.late = ask.spent[i] + budget.late, None
-            else:
-                budget.late = budget.late or 0
-                unknown.append(i)
+                continue
+            if budget.late is None or abs(now - budget.asked_at) > _ASKED_US:
+                budget.late, budget.asked_at = 0, now  # whoever asked before has no answer
+            unknown.append(i)
         return tuple(unknown)
 
     def _take(self, now: int, ask: Ask, rooms: list[_Room], tokens: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def _nano(model: str, name: str, dollars: Any) -> int:
         amount = Decimal("NaN")
     if not (amount.is_finite() and 0 <= amount <= _MAX_DOLLARS):
         raise ValueError(f"{model}: `{name}` must be dollars per million tokens, from 0 to {_MAX_DOLLARS}")
-    return -int(-amount * _NANO // 1)
+    return int((amount * _NANO).to_integral_value(ROUND_CEILING))

@@ -28,13 +28,15 @@ from api.flow.told import told
 from api.ports import LimiterUnavailable, NotPriced, Permit, Used
 
 if TYPE_CHECKING:
-    from api.core.demand import Reply
+    from api.core.demand import Demand, Reply
     from api.flow.gate import Gate
     from api.flow.stream import Stream
     from api.flow.turns import Place
 
 _OUTPUT_TOKENS = 4096
 """What is reserved for an answer of unknown length, of a model that we do not know."""
+_MOST_ASKED = 1 << 24
+"""However much a request asks for; no model has as much."""
 _PART_TOKENS = 40_000
 """What an image or a file is taken to cost before anybody knows."""
 _QUESTIONS = 4
@@ -81,7 +83,7 @@ async def _turn(gate: Gate, stream: Stream, ask: Ask) -> Reply:
                 return reply
             if reply.verdict is not Verdict.WAITING:
                 raise refusal(ask.demands, reply)
-            place = gate.lines.join(_tenant(stream), ask.demands[reply.at].counter, place)
+            place = gate.lines.join(_tenant(stream), ask.demands[reply.at].counter, reply.tokens, place)
             try:
                 await place.turn(stream)
             except TimeoutError:
@@ -138,9 +140,22 @@ async def _ask(gate: Gate, stream: Stream, permit_id: str) -> Ask:
     if stoppable(stream.order):
         most, share = min(FIRST_CREDIT, (asked or FIRST_CREDIT) * choices), 4
     else:
-        most, share = (asked or _whole(body["model"])) * choices, 1
-    most = max(most, choices)
-    return Ask(permit_id, demands, choices, most, share, max_waiters=caller.terms.max_waiters)
+        most, share = min(asked or _whole(body["model"]), _MOST_ASKED) * choices, 1
+        minute = [demand.amount - demand.base for demand in demands if _is_rate_of_tokens(demand)]
+        most = min(most, *minute) if minute else most  # more at once than a minute has it never gets
+    return Ask(
+        permit_id,
+        demands,
+        choices,
+        max(most, choices),
+        share,
+        whole=share == 1,
+        max_waiters=caller.terms.max_waiters,
+    )
+
+
+def _is_rate_of_tokens(demand: Demand) -> bool:
+    return demand.shape is Shape.RATE and demand.each > 0 and not demand.shadow
 
 
 def _whole(model: str) -> int:

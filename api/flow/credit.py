@@ -94,7 +94,7 @@ async def _extended(gate: Gate, stream: Stream, credit: Credit, short: int) -> b
         elif demand.shape is Shape.BUDGET and least == 1:
             credit.wall = demand
             return False
-        elif demand.shape is Shape.BUDGET or reply.wait_us >= NEVER_US:
+        elif least > 1 and (demand.shape is Shape.BUDGET or reply.wait_us >= NEVER_US):
             least = 1  # what there is
         else:
             await asyncio.sleep(min(reply.wait_us / 1_000_000, _MAX_WAIT_SECONDS))

@@ -34,10 +34,12 @@ async def settle(gate: Gate, stream: Stream) -> None:
         log.exception("request %s could not be settled", stream.order.request_id)
     permit, stream.permit = stream.permit, None  # no renewal that begins from here on knows it
     assert permit is not None  # noqa: S101 - admitted
-    await gate.renewed.wait()
-    await gate.limiter.release(permit, _charged(gate, stream, permit))
-    gate.places.give_back()
-    gate.lines.freed(permit.tenant_id)
+    try:
+        await gate.renewed.wait()
+        await gate.limiter.release(permit, _charged(gate, stream, permit))
+    finally:
+        gate.places.give_back()
+        gate.lines.freed(permit.tenant_id)
 
 
 def used_so_far(gate: Gate, stream: Stream, usage: Usage) -> Used:

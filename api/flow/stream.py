@@ -156,9 +156,14 @@ class Stream:
     async def patient(self, waited: Awaitable[T]) -> T:
         """Wait before admission. Raises TimeoutError when the stream is cut, or has waited long enough."""
         if self.cut_by is not None:
+            if asyncio.iscoroutine(waited):
+                waited.close()
             raise TimeoutError
-        async with self.cuttable(self.wait_until - asyncio.get_running_loop().time()):
-            return await waited
+        try:
+            async with self.cuttable(self.wait_until - asyncio.get_running_loop().time()):
+                return await waited
+        finally:
+            self.uncuttable()
 
     @property
     def given_up(self) -> bool:

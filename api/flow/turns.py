@@ -9,6 +9,7 @@ because one may have ended elsewhere.
 from __future__ import annotations
 
 import asyncio
+from bisect import insort
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from api.ports import GateFull
 if TYPE_CHECKING:
     from api.flow.stream import Stream
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _MAX_POLL_SECONDS = 0.1, 1.0
 _GAP_SECONDS = 1.0
 
 
@@ -69,15 +70,15 @@ class Lines:
     def __init__(self) -> None:
         self._lines: dict[tuple[str, str], list[Place]] = {}
 
-    def join(self, tenant_id: str, counter: str, place: Place | None) -> Place:
-        """The place that one has, or the last one of the line for another counter."""
-        if place is not None and place.counter == counter:
+    def join(self, tenant_id: str, counter: str, ticket: int, place: Place | None) -> Place:
+        """The place that one has, or one in the line for another counter: by tickets, as the limiter goes."""
+        if place is not None and (place.counter, place.ticket) == (counter, ticket):
             return place
         if place is not None:
             place.leave()
         line = self._lines.setdefault((tenant_id, counter), [])
-        place = Place(counter, line)
-        line.append(place)
+        place = Place(counter, ticket, line)
+        insort(line, place, key=lambda one: one.ticket)
         return place
 
     def freed(self, tenant_id: str) -> None:
@@ -92,8 +93,10 @@ class Lines:
 class Place:
     """Somebody's place in a line, kept until it is left."""
 
-    def __init__(self, counter: str, line: list[Place]) -> None:
+    def __init__(self, counter: str, ticket: int, line: list[Place]) -> None:
         self.counter = counter
+        self.ticket = ticket
+        self._patience_seconds = _POLL_SECONDS
         self.called = asyncio.Event()
         self._line = line
 
@@ -105,7 +108,8 @@ class Place:
         while self._line[0] is not self:
             await stream.patient(self.called.wait())
             self.called.clear()
-        await stream.patient(_soon(self.called))
+        await stream.patient(_soon(self.called, self._patience_seconds))
+        self._patience_seconds = min(2 * self._patience_seconds, _MAX_POLL_SECONDS)
         self.called.clear()
 
     def leave(self) -> None:
@@ -116,8 +120,8 @@ class Place:
             self._line[0].called.set()
 
 
-async def _soon(called: asyncio.Event) -> None:
+async def _soon(called: asyncio.Event, seconds: float) -> None:
     """Until called, or it is time to ask anyway."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(_POLL_SECONDS):
+        async with asyncio.timeout(seconds):
             await called.wait()

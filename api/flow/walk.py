@@ -90,7 +90,7 @@ async def _walk(gate: Gate, stream: Stream) -> None:
         stream.permit = await admit(gate, stream)
     except Exception as error:  # noqa: BLE001 - the error table sorts them
         stream.uncuttable()
-        if stream.failure is None:
+        if stream.failure is None and not stream.client_left:
             gave_up = isinstance(error, TimeoutError) and stream.cut_by is not None
             stream.failure = Cut(stream.cut_by) if gave_up and stream.cut_by else error
         await _last_beat(stream)
@@ -100,10 +100,12 @@ async def _walk(gate: Gate, stream: Stream) -> None:
     permit_id = stream.permit.id
     gate.live[permit_id] = stream
     try:
-        await _still_welcome(gate, stream)
-        if stream.live:
-            await _serve(gate, stream)
-        await settle(gate, stream)
+        try:
+            await _still_welcome(gate, stream)
+            if stream.live:
+                await _serve(gate, stream)
+        finally:
+            await settle(gate, stream)
     finally:
         del gate.live[permit_id]
     await _farewell(gate, stream)
@@ -141,9 +143,11 @@ async def _serve(gate: Gate, stream: Stream) -> None:
 
 
 async def _last_beat(stream: Stream) -> None:
+    """A heartbeat that is under way; one that had not begun yet never says that it has ended."""
     if stream.beat is not None:
         stream.beat.cancel()
         await asyncio.wait([stream.beat])
+        stream.beat = None
 
 
 def _decide(stream: Stream, error: Exception) -> None:

@@ -18,7 +18,7 @@ _NO_LOGIN = {"username": None, "password": None}
 
 
 def storage_of(redis_url: str) -> tuple[str, dict[str, Any]]:
-    """What slowapi wants to be told: the storage's URI and its options, which hold the passwords if need be."""
+    """What slowapi wants to be told: the storage's URI, and its options with the passwords."""
     url = parse_redis_url(redis_url)
     if url.kind == "memory":
         return redis_url, {}

@@ -14,8 +14,10 @@ from tests.contracts.inventories import retime
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from api.adapters.limiter_share import ShareLimiter
     from api.core.demand import Reply, Terms
-    from api.ports import Limiter
+
+    Limiter = RedisLimiter | ShareLimiter
 
 SECOND = 1_000_000
 DAY = "tokens_per_day:2026-03-04"
@@ -64,13 +66,19 @@ async def ask(
     tenant: str = "tn_a",
     spent: int = 0,
     running: int = 0,
+    elsewhere: int = 0,
 ) -> Reply:
-    """The answer; where the limiter asks the ledger, the ledger says `spent` and `running`."""
+    """The answer; where the limiter asks the ledger, the ledger says `spent`, `running` and `elsewhere`."""
     asked = Ask(permit_id, demands, least, most, share, max_waiters=waiters)
     reply = await limiter.acquire(tenant, asked)
-    if reply.verdict is Verdict.UNKNOWN:
-        told = {i: spent for i in reply.unknown if i >= 0}
-        reply = await limiter.acquire(tenant, replace(asked, spent=told, running=running))
+    for _ in range(3):  # as the flow does: Redis asks, and then the worker that is alone
+        if reply.verdict is not Verdict.UNKNOWN:
+            break
+        told = {**asked.spent, **{i: spent for i in reply.unknown if i >= 0}}
+        asked = replace(asked, spent=told)
+        if -1 in reply.unknown:
+            asked = replace(asked, running=running, elsewhere=elsewhere)
+        reply = await limiter.acquire(tenant, asked)
     return reply
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from api.core.demand import Demand, Reply
     from api.ports import Permit, Renewed
 
+_TERMS = TERMS._replace(settle_us=2 * SECOND)
+
 
 class HandClock:
     """A clock that stands still until it is turned."""
@@ -46,6 +48,7 @@ class Line:
     def __init__(self, limiter: RedisLimiter) -> None:
         self.away = self.deaf = False
         self.calls: list[str] = []
+        self.renewed: list[str] = []
         self._limiter = limiter
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -53,6 +56,8 @@ class Line:
 
         async def call(*args: Any) -> Any:
             self.calls.append(name)
+            if name == "renew":
+                self.renewed += [renewal.permit.id for renewal in args[0]]
             if self.away:
                 raise LimiterUnavailable("away")
             answer = await method(*args)
@@ -69,6 +74,7 @@ class Worker:
 
     limiter: ShareLimiter
     line: Line
+    others: Callable[[Worker], int] = lambda _: 0
     streams: dict[str, Permit] = field(default_factory=dict)
 
     async def start(self, permit_id: str, *demands: Demand, **more: int) -> Reply:
@@ -76,7 +82,7 @@ class Worker:
         from api.ports import Permit
 
         try:
-            reply = await ask(self.limiter, permit_id, *demands, **more)
+            reply = await ask(self.limiter, permit_id, *demands, elsewhere=self.others(self), **more)  # type: ignore[arg-type]
         except LimiterUnavailable:
             await self.limiter.release(Permit(permit_id, "tn_a", demands), Used())
             raise
@@ -100,7 +106,9 @@ class Worker:
         asked = Ask(permit_id, tuple(one for one in permit.demands if one.each), least, most)
         reply = await self.limiter.extend("tn_a", asked)
         if reply.verdict is Verdict.UNKNOWN and -1 not in reply.unknown:
-            reply = await self.limiter.extend("tn_a", replace(asked, spent=dict.fromkeys(reply.unknown, spent)))
+            reply = await self.limiter.extend(
+                "tn_a", replace(asked, spent=dict.fromkeys(reply.unknown, spent))
+            )
         if reply.verdict is Verdict.GRANTED:
             self.streams[permit_id] = replace(permit, tokens=permit.tokens + reply.tokens)
         return reply
@@ -111,25 +119,29 @@ class Worker:
 
     async def tick(self) -> Renewed:
         """What happens once a second."""
-        return await self.limiter.renew([Renewal(one, Used()) for one in self.streams.values()], {"tn_a": []})
+        return await self.limiter.renew([Renewal(one, Used()) for one in self.streams.values()], {})
 
 
 class Fleet:
     """So many workers of one mode, that know of each other."""
 
     def __init__(self, client: Redis, count: int, mode: Mode) -> None:
-        self.clock, self.dial = HandClock(), Dial(client)
+        self.clock, self.dial = HandClock(), Dial(client, _TERMS)
         self.workers = []
         for n in range(count):
             line = Line(self.dial.limiter)
             limiter = ShareLimiter(
                 line,  # type: ignore[arg-type]
                 self.clock,
-                TERMS,
+                _TERMS,
                 worker=f"w{n}",
                 mode=mode,
             )
-            self.workers.append(Worker(limiter, line))
+            self.workers.append(Worker(limiter, line, self._others))
+
+    def _others(self, worker: Worker) -> int:
+        """What the ledger says of a worker's others."""
+        return sum(len(one.streams) for one in self.workers if one is not worker)
 
     async def meet(self) -> None:
         """Two ticks of everybody, so that the first knows of the last."""
@@ -140,7 +152,7 @@ class Fleet:
     async def tick(self) -> list[Renewed]:
         return [await worker.tick() for worker in self.workers]
 
-    async def sleep(self, seconds: float) -> None:
+    async def later(self, seconds: float) -> None:
         """Nobody ticks meanwhile."""
         self.clock.at += seconds
         await self.dial.turn(int(seconds * SECOND))
@@ -155,5 +167,5 @@ class Fleet:
         """All lines are back, and it is as if nothing had been."""
         self.cut(away=False)
         await self.tick()
-        await self.sleep(2)
+        await self.later(2)
         await self.tick()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import asynccontextmanager
+import time
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from redis.exceptions import RedisError
 from sqlalchemy import select, text
 
 from api.accounts import Actor, KeyFields, TenantFields
@@ -165,6 +167,17 @@ async def eventually(holds: Callable[[], Awaitable[T]]) -> T:
         while not (answer := await holds()):
             await asyncio.sleep(0.005)
     return answer
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    """The same for servers that a test starts, outside an event loop; their refusals are a no."""
+    end = time.monotonic() + 3 * BOUND_SECONDS
+    while time.monotonic() < end:
+        with suppress(RedisError):
+            if holds():
+                return
+        time.sleep(0.01)
+    raise TimeoutError(f"never: {what}")
 
 
 class LoopTurns:

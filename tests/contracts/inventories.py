@@ -1,8 +1,9 @@
-"""All that is counted of a tenant, in Redis and in a `Book`, in one form; and the Lua's clock in a test's hand."""
+"""All that is counted of a tenant, in Redis and in a `Book`, in one form; and a clock for the Lua."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from api.core.limits import _Budget
@@ -32,7 +33,7 @@ def in_book(book: Book) -> dict[str, Any]:
         "budgets": {
             name: (one.spent, one.reserved, one.late)
             for name, one in book.budgets.items()
-            if one != _Budget()
+            if one != _Budget(asked_at=one.asked_at)
         },
         "held": {permit: _flat(held) for permit, held in book.held.items()},
         "lapsed": {permit: _flat(held) for permit, held in book.lapsed.items()},
@@ -50,7 +51,7 @@ def _flat(held: Held) -> Any:
 async def in_redis(client: Redis, tenant: str = "tn_a") -> dict[str, Any]:
     """The same of a tenant in Redis."""
     prefix = f"sg:{{{tenant}}}:"
-    names = sorted(key.decode().removeprefix(prefix) for key in await client.keys("sg:*"))
+    names = sorted(str(_text(key)).removeprefix(prefix) for key in await client.keys("sg:*"))
     pipe = client.pipeline(transaction=False)
     for name in names:
         if name.startswith("streams") or name in {"waiting", "waiting:until"}:
@@ -61,16 +62,17 @@ async def in_redis(client: Redis, tenant: str = "tn_a") -> dict[str, Any]:
             pipe.hgetall(prefix + name)
     found = {name: _text(value) for name, value in zip(names, await pipe.execute(), strict=True)}
     pace, known = found.pop("pace", {}), found.pop("known", None)
-    waiting = [permit for permit, _ in found.pop("waiting", ())]
+    waiting = dict(found.pop("waiting", ()))
     counters, leases = found.pop("waiting:for", {}), dict(found.pop("waiting:until", ()))
     assert len(waiting) == len(counters) == len(leases)
+    assert _whole(found.pop("waiting:n", {})) == Counter(counters.values())
     everything: dict[str, Any] = {
         "slots": {},
         "debts": {},
         "budgets": {},
         "held": {permit: _unpacked(held) for permit, held in found.pop("held", {}).items()},
         "lapsed": {},
-        "waiting": [(permit, counters[permit], leases[permit]) for permit in waiting],
+        "waiting": [(permit, counters[permit], leases[permit], ticket) for permit, ticket in waiting.items()],
         "shadow": _whole(found.pop("shadow", {})),
         "pace": (_number(pace.get("at")), _number(pace.get("gap"))),
         "known": _number(known),

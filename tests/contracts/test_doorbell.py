@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from api.adapters import limiter_redis
 from api.adapters.doorbell_redis import CHANNEL, RedisDoorbell
+from api.adapters.redis_connect import connect
 from api.tasks import Tasks
 from tests.contracts.helpers import BOUND_SECONDS, LoopTurns, bounded, eventually, turns
 from tests.contracts.wires import Proxy
@@ -37,7 +37,7 @@ class Listener:
 
     def __init__(self, url: str) -> None:
         self.heard = 0
-        self.client: Redis = limiter_redis.connect(url)
+        self.client: Redis = connect(url)
         self.bell = RedisDoorbell(self.client, timeout_seconds=BOUND_SECONDS)
 
     def hear(self) -> None:
@@ -150,7 +150,7 @@ async def test_who_listens_before_redis_is_there_hears_when_it_is(caplog, monkey
 
 async def test_a_ring_that_nobody_can_hear_is_a_line_in_the_log(caplog) -> None:
     """The change is made and in the feed: that Redis is away costs one line, no error, and no waiting."""
-    client = limiter_redis.connect(f"redis://:hush-hush@127.0.0.1:{free_port()}/0")
+    client = connect(f"redis://:hush-hush@127.0.0.1:{free_port()}/0")
     await bounded(RedisDoorbell(client).ring())
     await client.aclose()
     (line,) = caplog.records
@@ -163,7 +163,7 @@ async def test_a_ring_that_nobody_can_hear_is_a_line_in_the_log(caplog) -> None:
 async def test_a_redis_that_stands_still_keeps_nobody(server, caplog) -> None:
     """Neither whoever rings nor the event loop; when Redis goes on, the bell rings again."""
     async with listening(server.url, 1) as (one,):
-        slow = limiter_redis.connect(server.url, timeout_seconds=10 * BOUND_SECONDS)
+        slow = connect(server.url, timeout_seconds=10 * BOUND_SECONDS)
         impatient = RedisDoorbell(slow)
         await impatient.ring()
         await one.heard_more_than(1)

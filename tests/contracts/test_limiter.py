@@ -46,7 +46,7 @@ async def dial(client) -> Dial:
 
 
 async def test_never_more_than_any_of_the_caps(limiter, client) -> None:
-    """P4: of 200 that ask at once, of two keys, just as many get in as the tenant's and one key's cap allow."""
+    """P4: of 200 that ask at once, of two keys, as many get in as the tenant's and a key's cap allow."""
     asked = [
         ask(limiter, f"p{n}", cap(7), key_cap((3, 100)[n % 2], ("narrow", "wide")[n % 2])) for n in range(200)
     ]
@@ -224,7 +224,7 @@ async def test_live_tells_what_holds_now(limiter, client) -> None:
 
 
 async def test_a_tenants_keys_share_a_hash_tag_and_do_not_stay(limiter, client) -> None:
-    """On a cluster one call needs one slot; and a tenant that stops coming leaves nothing in Redis for ever."""
+    """On a cluster one call needs one slot; and a tenant that stops coming leaves nothing for ever."""
     permit = await take(limiter, "p", *EVERY, cap(0, "streams:user:u", shadow=True), most=10)
     dead = await take(limiter, "dead", *EVERY, most=10)
     await ask(limiter, "w", cap(2), waiters=3)
@@ -265,12 +265,14 @@ async def test_renewing_nothing_is_nothing(limiter, client) -> None:
 
 
 async def test_all_tenants_are_renewed_in_one_round_trip(redis_server, redis_url) -> None:
-    """A tick costs one round trip, whether a worker serves one tenant or thirty, and whatever their limits."""
+    """A tick costs one round trip, whether a worker serves one tenant or thirty, of any limits."""
     async with Proxy(lambda: asyncio.open_connection("127.0.0.1", redis_server.port)) as proxy:
         client = redis_connect.connect(f"redis://127.0.0.1:{proxy.port}/0", timeout_seconds=BOUND_SECONDS)
         limiter = lenient(client)
         permits = [
-            await take(limiter, f"p{n}", *EVERY, most=10, tenant=f"tn_{t}") for n in range(3) for t in range(30)
+            await take(limiter, f"p{n}", *EVERY, most=10, tenant=f"tn_{t}")
+            for n in range(3)
+            for t in range(30)
         ]
         renewals = [Renewal(permit, used(4)) for permit in permits]
         before = proxy.round_trips

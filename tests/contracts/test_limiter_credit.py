@@ -37,7 +37,9 @@ async def dial(client) -> Dial:
 
 async def budgets(dial: Dial) -> tuple[int | None, int, int | None]:
     """What Redis counts of the day's budget: spent, reserved, late."""
-    counts: tuple[int | None, int, int | None] = (await in_redis(dial.client))["budgets"].get(DAY, (None, 0, None))
+    counts: tuple[int | None, int, int | None] = (await in_redis(dial.client))["budgets"].get(
+        DAY, (None, 0, None)
+    )
     return counts
 
 
@@ -155,7 +157,10 @@ async def test_a_budget_in_shadow_is_counted_and_stops_nobody(limiter) -> None:
     for permit in permits:
         await limiter.release(permit, used(4))
     peek = await limiter.peek("tn_a", (shadow,))
-    assert ([state.remaining for state in peek.states], peek.would_refuse) == ([2], {"tenant:tokens_per_day": 2})
+    assert ([state.remaining for state in peek.states], peek.would_refuse) == (
+        [2],
+        {"tenant:tokens_per_day": 2},
+    )
 
 
 # --- the dead ---------------------------------------------------------------------------------------

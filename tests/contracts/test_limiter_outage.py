@@ -77,7 +77,7 @@ async def test_a_redis_that_stands_still_is_an_error_and_not_a_standstill(own_re
 
 
 async def test_the_answer_comes_within_the_bound(own_redis, impatient) -> None:
-    """A quarter of a second after the question nobody waits any longer, of a hundred that asked at once."""
+    """A quarter of a second, and what this machine is late; of a hundred that ask at once, of all of them."""
     own_redis.pause()
     began = time.perf_counter()
     try:
@@ -85,19 +85,19 @@ async def test_the_answer_comes_within_the_bound(own_redis, impatient) -> None:
         took = time.perf_counter() - began
     finally:
         own_redis.resume()
-    assert 0.25 <= took < 1.0
+    assert 0.25 <= took < 2.0
 
 
 async def test_an_event_loop_of_ours_that_was_busy_is_not_redis_silence(redis_url) -> None:
     """P2: 0.4 s of our own, again and again, while answers lie unread: nobody is refused for it."""
     client = redis_connect.connect(redis_url)
     limiter = RedisLimiter(client, TERMS)
-    await take(limiter, "warm", *WIDE)
-    for n in range(3):
-        asked = asyncio.gather(*(ask(limiter, f"{n}-{i}", *WIDE) for i in range(20)))
-        await turns(3 * n)
+    await eventually(lambda: serves_a_crowd(limiter))
+    for n in (2, 5, 10):
+        asked = asyncio.gather(*(ask(limiter, f"{n}-{i}", *WIDE) for i in range(100)))
+        await turns(n)
         freeze(0.4)
-        assert [reply.verdict for reply in await bounded(asked)] == [Verdict.GRANTED] * 20
+        assert [reply.verdict for reply in await bounded(asked)] == [Verdict.GRANTED] * 100
     await client.aclose()
 
 

@@ -39,7 +39,7 @@ async def dial(client) -> Dial:
 
 async def waiting(dial: Dial) -> list[str]:
     """Who waits, in order."""
-    return [permit_id for permit_id, _, _ in (await in_redis(dial.client))["waiting"]]
+    return [permit_id for permit_id, *_ in (await in_redis(dial.client))["waiting"]]
 
 
 # --- the queue --------------------------------------------------------------------------------------
@@ -48,15 +48,23 @@ async def waiting(dial: Dial) -> list[str]:
 async def test_who_came_first_gets_in_first(dial) -> None:
     """However often those behind ask; and whoever is not in the queue comes after all of them."""
     permits = [await take(dial.limiter, f"p{n}", cap(2)) for n in range(2)]
-    for name in "abc":
+    for name in "zma":
         assert await verdict(dial.limiter, name, cap(2), waiters=3) is WAITING
     await dial.limiter.release(permits[0], Used())
-    for name, got in (("c", WAITING), ("b", WAITING), ("new", REFUSED), ("a", GRANTED), ("b", WAITING)):
+    for name, got in (("a", WAITING), ("m", WAITING), ("new", REFUSED), ("z", GRANTED), ("m", WAITING)):
         assert await verdict(dial.limiter, name, cap(2), waiters=3) is got
-    assert await waiting(dial) == ["b", "c"]
+    assert await waiting(dial) == ["m", "a"]
     await dial.limiter.release(permits[1], Used())
-    assert await verdict(dial.limiter, "c", cap(2), waiters=3) is WAITING
-    assert await verdict(dial.limiter, "b", cap(2), waiters=3) is GRANTED
+    assert await verdict(dial.limiter, "a", cap(2), waiters=3) is WAITING
+    assert await verdict(dial.limiter, "m", cap(2), waiters=3) is GRANTED
+
+
+async def test_a_limit_that_went_into_shadow_holds_nobody_up(dial) -> None:
+    """Though somebody still waits for it, from before."""
+    await take(dial.limiter, "p", cap(9), key_cap(1))
+    assert await verdict(dial.limiter, "a", cap(9), key_cap(1), waiters=3) is WAITING
+    shadow = key_cap(1)._replace(shadow=True)
+    assert await verdict(dial.limiter, "b", cap(9), shadow, waiters=3) is GRANTED
 
 
 async def test_a_queue_is_as_long_as_was_agreed(limiter) -> None:

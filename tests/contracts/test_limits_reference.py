@@ -14,7 +14,7 @@ _SETTINGS = settings(
 )
 
 
-@settings(_SETTINGS, max_examples=100)
+@settings(_SETTINGS, max_examples=150)
 @given(permits=permits_of(), steps=STEADY)
 async def test_any_history_is_the_same_in_both_and_keeps_every_limit(client, permits, steps) -> None:
     """While time goes on and Redis keeps what it has; at the end each permit was charged exactly once."""
@@ -25,7 +25,7 @@ async def test_any_history_is_the_same_in_both_and_keeps_every_limit(client, per
     await world.finish()
 
 
-@settings(_SETTINGS, max_examples=100)
+@settings(_SETTINGS, max_examples=150)
 @given(permits=permits_of(), steps=ANY)
 async def test_so_is_one_with_a_clock_that_jumps_and_a_redis_that_forgets(client, permits, steps) -> None:
     """Nothing is held for ever, no cap is exceeded, and no budget grants what it does not have."""

@@ -6,13 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.asyncio.cluster import ClusterNode
+from redis.exceptions import RedisError
 
 from api.adapters.doorbell_redis import RedisDoorbell
 from api.tasks import Tasks
 from tests.contracts.helpers import BOUND_SECONDS, bounded, eventually
 from tests.contracts.redis_kinds import CALL_SECONDS, TENANTS, Script, answers, comes_back, key, opened
 from tests.support.redis_servers import RedisCluster, RedisSentinel
-from tests.support.servers import running
+from tests.support.servers import free_port, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +135,45 @@ async def test_slots_that_move_are_followed(redis_cluster) -> None:
             got = await script.all(client, TENANTS, "moved")
             assert {answer[0] for answer in got.values()} == {b"moved"}
             assert await client.get(key(moving)) == b"moved"
+
+
+async def test_a_slot_that_nobody_has_breaks_off_no_other_call(redis_cluster) -> None:
+    """CLUSTERDOWN is an error of that slot's tenant; a call of another, at the same node, goes on."""
+    node = redis_cluster.masters[0]
+    lost, other, *_ = await asyncio.to_thread(tenants_of, redis_cluster, node)
+    tasks = Tasks()
+    async with opened(redis_cluster.url, BOUND_SECONDS) as client:
+        await client.ping()
+        with node.client() as asked:
+            slot = asked.execute_command("CLUSTER", "KEYSLOT", key(lost))
+            waiting = tasks.start(client.blpop([f"sg:{{{other}}}:list"], 0), name="wait")
+
+            async def waits() -> bool:
+                return any(one["cmd"] == "blpop" for one in asked.client_list())
+
+            try:
+                await eventually(waits)
+                asked.execute_command("CLUSTER", "DELSLOTS", slot)
+                with pytest.raises(RedisError):
+                    await bounded(client.set(key(lost), "1"))
+                asked.rpush(f"sg:{{{other}}}:list", "still here")
+                assert (await bounded(waiting))[1] == b"still here"
+            finally:
+                asked.execute_command("CLUSTER", "ADDSLOTS", slot)
+                await tasks.cancel()
+        await eventually(lambda: answers(client, lost, other))
+
+
+async def test_when_no_known_node_is_left_those_of_the_url_are_asked(redis_cluster) -> None:
+    """As when all nodes were replaced at once, behind names that stayed."""
+    async with opened(redis_cluster.url, BOUND_SECONDS) as client:
+        assert await answers(client, *TENANTS)
+        gone = ClusterNode("127.0.0.1", free_port(), **client.connection_kwargs)
+        client.nodes_manager.startup_nodes = {gone.name: gone}
+        client._initialize = True
+        with pytest.raises(RedisError):
+            await client.set(key("tn_a"), "1")
+        await comes_back(client)
 
 
 async def test_the_doorbell_rings_on_when_the_node_it_listens_at_is_gone(cluster, monkeypatch) -> None:

@@ -212,27 +212,15 @@ async def ledger_refuses(hall: Hall) -> None:
     hall.ledger.hold_booking = False
 
 
-async def left_before_its_turn(hall: Hall) -> None:
+async def left_at_its_turn(hall: Hall) -> None:
     """The client goes, and in the same moment a place is free."""
-    await _at_once(hall, lambda hall: [_leaves(hall), hall.gate.places.give_back()])
-
-
-async def left_after_its_turn(hall: Hall) -> None:
-    """A place is free, and in the same moment the client goes."""
-    await _at_once(hall, lambda hall: [hall.gate.places.give_back(), _leaves(hall)])
-
-
-async def _at_once(hall: Hall, both: Callable[[Hall], object]) -> None:
     hall.gate.places._taken = 1  # ours
     running = await hall.queued("a")
-    both(hall)
-    hall.hands["a"].left.set()
-    await bounded(running)
-
-
-def _leaves(hall: Hall) -> None:
     [waiting] = hall.gate.waiting.values()
     waiting.cut(Happening.CLIENT_LEFT)
+    hall.gate.places.give_back()
+    hall.hands["a"].left.set()
+    await bounded(running)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +237,7 @@ def _leaves(hall: Hall) -> None:
         limiter_is_away,
         limiter_has_a_bug,
         ledger_refuses,
-        left_before_its_turn,
-        left_after_its_turn,
+        left_at_its_turn,
     ],
 )
 async def test_no_place_is_lost(way: Callable[[Hall], Awaitable[None]]) -> None:

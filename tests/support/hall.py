@@ -34,6 +34,9 @@ class BookLimiter:
     def __init__(self) -> None:
         self.books: dict[str, Book] = {}
         self.fault: Exception | None = None
+        self.hold_reply: asyncio.Event | None = (
+            None  # the answer of whoever asks now is on its way until then
+        )
 
     def book(self, tenant_id: str) -> Book:
         terms = LimiterTerms(LONG_US, LONG_US, LONG_US)
@@ -43,7 +46,10 @@ class BookLimiter:
         if self.fault is not None:
             raise self.fault
         await asyncio.sleep(0)
-        return self.book(tenant_id).acquire(now_us(), ask)
+        reply, hold = self.book(tenant_id).acquire(now_us(), ask), self.hold_reply
+        if hold is not None:
+            await hold.wait()
+        return reply
 
     async def renew(self, renewals: Iterable[Renewal], waiters: Mapping[str, Sequence[str]]) -> Renewed:
         for tenant_id, permit_ids in waiters.items():
@@ -91,8 +97,8 @@ class Hall:
         hand = self.hands[name] = Hand(**made)
         hand.gate = self.gate
         hand.order.body["user"] = name
+        limits = (Limit("tenant", tenant, cap), *how.pop("limits", ()))
         terms = Terms(**{"max_waiters": 10, "max_wait_seconds": 60} | how)
-        limits = (Limit("tenant", tenant, cap),)
         scopes = frozenset({Scope.CHAT})
         hand.caller = Principal(scopes, tenant_id=tenant, key_id="k1", limits=limits, terms=terms)
         return hand.start()

@@ -6,35 +6,23 @@ import itertools
 import shutil
 import socket
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis as sync_redis
 
+from tests.contracts.helpers import until
 from tests.support.servers import RedisServer, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BOUND_SECONDS = 30.0
 SLOTS = 16384
 _BUS = 10_000  # a cluster's nodes speak to each other on their port and so many
 
 _NODE_TIMEOUT_MS = 500
 MASTER = "the-master"
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    """Ask until the answer is true, in bounded time; errors of a server that is not ready are a no."""
-    end = time.monotonic() + BOUND_SECONDS
-    while time.monotonic() < end:
-        with suppress(sync_redis.RedisError):
-            if holds():
-                return
-        time.sleep(0.01)
-    raise TimeoutError(f"never: {what}")
 
 
 def _port_with_a_bus() -> int:
@@ -143,13 +131,17 @@ class RedisCluster:
 
     def promote(self) -> RedisServer:
         """Make a replica the master of the slots it follows, as an election would, which takes 2 to 8 s."""
-        for node in self.nodes:
-            if not node.paused and node.is_running and info(node)["role"] == "slave":
-                with node.client() as client:
-                    client.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
-                until(lambda node=node: info(node)["role"] == "master", "the replica is a master")
-                return node
-        raise LookupError("no replica is there")
+        there = [node for node in self.nodes if node.is_running and not node.paused]
+        new = next(node for node in there if info(node)["role"] == "slave")
+        with new.client() as client:
+            client.execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+            until(lambda: info(new)["role"] == "master", "the replica is a master")
+            # It may claim the slots in the epoch of the old master, so that nobody believes it. It can only
+            # begin another when somebody else has begun one.
+            with next(node for node in there if node is not new).client() as other:
+                other.execute_command("CLUSTER", "BUMPEPOCH")
+            until(lambda: b"BUMPED" in client.execute_command("CLUSTER", "BUMPEPOCH"), "a new epoch")
+        return new
 
     def _set_slot(self, node: RedisServer, slot: int, *words: str) -> None:
         with node.client() as client:

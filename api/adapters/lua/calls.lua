@@ -5,6 +5,7 @@ local calls = {}
 function calls.acquire()
   local permit, lease_us, waiter_us, settle_us = word(), number(), number(), number()
   local least, most, share, running, max_waiters = number(), number(), number(), number(), number()
+  local whole = word() == '1' and most
   local list, spent = demands(), {}
   for i = 1, #list do
     spent[i] = word()
@@ -35,7 +36,7 @@ function calls.acquire()
   if settling > 0 and settling <= settle_us then
     return { SETTLING, 0, MOST, 0, settling }
   end
-  local rooms = rooms_of(list, least)
+  local rooms = rooms_of(list, least, whole)
   local at = queued and blocked_by(permit, list, rooms) or worst_of(list, rooms)
   if at then
     return queue(permit, list, at, rooms[at].wait, max_waiters, waiter_us)
@@ -122,6 +123,26 @@ local function hold(permit, told)
   put_held(permit, known)
 end
 
+-- Renew the leases of one counter that are there, in as few commands as that takes.
+local function renew_leases(list, lease_us, missing)
+  local counter, ids, live = base .. list[1].counter, {}, {}
+  for i, one in ipairs(list) do
+    ids[i] = one.permit
+  end
+  for i, expiry in ipairs(call('ZMSCORE', counter, unpack(ids))) do
+    if tonumber(expiry or 0) > now then
+      live[#live + 1] = digits(now + lease_us)
+      live[#live + 1] = ids[i]
+    else
+      missing[#missing + 1] = list[i]
+    end
+  end
+  if #live > 0 then
+    call('ZADD', counter, unpack(live))
+    call('EXPIRE', counter, HELD_S)
+  end
+end
+
 -- Returns how many streams the tenant has, and the permits that are lost. Where a permit has no credit, its
 -- tokens are -1.
 function calls.renew()
@@ -134,20 +155,24 @@ function calls.renew()
     call('SET', base .. 'known', digits(now + settle_us), 'EX', KNOWN_S, 'NX')
     call('EXPIRE', base .. 'known', KNOWN_S)
   end
+  local counters, names = {}, {}
   for i = 1, count do
     local permit, caps = word(), number()
     for _ = 1, caps do
       local counter, amount = word(), number()
-      if tonumber(call('ZSCORE', base .. counter, permit) or 0) > now then
-        lease(counter, permit, lease_us)
-      else
-        missing[#missing + 1] = { permit = permit, counter = counter, amount = amount }
+      if not counters[counter] then
+        counters[counter] = {}
+        names[#names + 1] = counter
       end
+      table.insert(counters[counter], { permit = permit, counter = counter, amount = amount })
     end
     permits[i] = { permit = permit, tokens = number(), rows = {} }
     for j = 1, number() do
       permits[i].rows[j] = { counter = word(), reserved = number(), used = number(), keep = number() }
     end
+  end
+  for _, counter in ipairs(names) do
+    renew_leases(counters[counter], lease_us, missing)
   end
   for _, one in ipairs(missing) do
     if taken(one.counter) < one.amount then

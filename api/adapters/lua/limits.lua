@@ -7,10 +7,12 @@
 --   held                   hash: permit -> tokens of output granted ("*": told), then a line for each budget
 --   lapsed:PERMIT          the same, of a worker that was not heard of for a lease, or of what has ended
 --   waiting, waiting:for, waiting:until    the queue: tickets, counters waited for, leases
+--   waiting:n              how many wait for a counter
 --   pace, known, shadow    when streams end; since when Redis knows what runs; what shadows would refuse
 -- Times are microseconds of Redis' clock. ARGV[1] says which call it is; each reads on from ARGV[2].
 local MINUTE, NEVER, MOST = 60000000, 1e15, 4503599627370496
 local REFUSED, GRANTED, UNKNOWN, WAITING, SETTLING = 0, 1, 2, 3, 4
+local ASKED_US = 3000000 -- the ledger answers within two seconds, or not at all
 local LAPSED_S, ENDED_S, HELD_S, KNOWN_S = 3600, 300, 3456000, 86400
 local base = string.sub(KEYS[1], 1, -8)
 local time = redis.call('TIME')
@@ -179,8 +181,8 @@ local function purge()
 end
 
 -- How much more a limit has, and how long to wait where that does not suffice.
-local function room_of(demand, least)
-  local need = demand.base + demand.each * least
+local function room_of(demand, least, whole)
+  local need = demand.base + demand.each * (whole and demand.shape == 'r' and whole or least)
   if demand.shape == 'c' then
     local free = demand.amount - taken(demand.counter)
     return { units = free, wait = free > 0 and 0 or gap() }
@@ -198,10 +200,10 @@ local function room_of(demand, least)
   return room
 end
 
-local function rooms_of(list, least)
+local function rooms_of(list, least, whole)
   local rooms = {}
   for i, demand in ipairs(list) do
-    rooms[i] = room_of(demand, least)
+    rooms[i] = room_of(demand, least, whole)
   end
   return rooms
 end
@@ -261,12 +263,14 @@ local function ask_ledger(list, spent)
   for i, demand in ipairs(list) do
     local counter = base .. demand.counter
     if demand.shape == 'b' and call('HEXISTS', counter, 'spent') == 0 then
-      local late = call('HGET', counter, 'late')
-      if spent[i] ~= '' and late then
-        call('HSET', counter, 'spent', digits(spent[i] + late))
-        call('HDEL', counter, 'late')
+      local late = call('HMGET', counter, 'late', 'asked')
+      if spent[i] ~= '' and late[1] then
+        call('HSET', counter, 'spent', digits(spent[i] + late[1]))
+        call('HDEL', counter, 'late', 'asked')
       else
-        call('HSETNX', counter, 'late', 0)
+        if not late[1] or math.abs(now - late[2]) > ASKED_US then -- whoever asked then has no answer
+          call('HSET', counter, 'late', 0, 'asked', digits(now))
+        end
         unknown[#unknown + 1] = i - 1
       end
       call('EXPIRE', counter, demand.keep)
@@ -287,8 +291,16 @@ end
 
 -- --- the queue -------------------------------------------------------------------------------------
 
+local function waits_no_more(permit)
+  local counter = call('HGET', base .. 'waiting:for', permit)
+  if counter and call('HINCRBY', base .. 'waiting:n', counter, -1) <= 0 then
+    call('HDEL', base .. 'waiting:n', counter)
+  end
+end
+
 local function leave_queue(permit)
   if call('ZREM', base .. 'waiting', permit) == 1 then
+    waits_no_more(permit)
     call('ZREM', base .. 'waiting:until', permit)
     call('HDEL', base .. 'waiting:for', permit)
   end
@@ -306,15 +318,19 @@ local function blocked_by(permit, list, rooms)
   if worst then
     return worst
   end
-  local ahead = {}
-  for _, other in ipairs(call('ZRANGE', base .. 'waiting', 0, -1)) do
-    if other == permit then
-      break
-    end
+  local rank, ahead = call('ZRANK', base .. 'waiting', permit), {}
+  if rank == 0 then
+    return nil
+  end
+  for _, other in ipairs(rank and call('ZRANGE', base .. 'waiting', 0, rank - 1) or {}) do
     ahead[call('HGET', base .. 'waiting:for', other)] = true
   end
   for i, demand in ipairs(list) do
-    if ahead[demand.counter] and not demand.shadow then
+    local waited = ahead[demand.counter]
+    if not rank then -- a newcomer is behind all of them
+      waited = call('HEXISTS', base .. 'waiting:n', demand.counter) == 1
+    end
+    if waited and not demand.shadow then
       return i
     end
   end
@@ -322,20 +338,24 @@ end
 
 local function queue(permit, list, at, wait, max_waiters, waiter_us)
   local known = call('ZSCORE', base .. 'waiting', permit)
-  local verdict = REFUSED
+  local verdict, ticket = REFUSED, tonumber(known or 0)
   if wait < NEVER and (known or call('ZCARD', base .. 'waiting') < max_waiters) then
     if not known then
       local last = call('ZREVRANGE', base .. 'waiting', 0, 0, 'WITHSCORES')
-      call('ZADD', base .. 'waiting', digits((last[2] or 0) + 1), permit)
+      ticket = (last[2] or 0) + 1
+      call('ZADD', base .. 'waiting', digits(ticket), permit)
     end
+    waits_no_more(permit)
+    call('HINCRBY', base .. 'waiting:n', list[at].counter, 1)
     call('HSET', base .. 'waiting:for', permit, list[at].counter)
     call('ZADD', base .. 'waiting:until', digits(now + waiter_us), permit)
-    for _, name in ipairs({ 'waiting', 'waiting:for', 'waiting:until' }) do
+    for _, name in ipairs({ 'waiting', 'waiting:for', 'waiting:until', 'waiting:n' }) do
       call('EXPIRE', base .. name, LAPSED_S)
     end
     verdict = WAITING
   else
     leave_queue(permit)
+    ticket = 0
   end
-  return reply(verdict, 0, MOST, at, wait > 0 and wait or gap(), list)
+  return reply(verdict, ticket, MOST, at, wait > 0 and wait or gap(), list)
 end

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NAME = "openai_chat"
 DONE = b"data: [DONE]\n\n"
 _LIMITS = ("max_completion_tokens", "max_tokens")
+_COUNTED = frozenset({"role", "name", "content"})
 _ID_LINE = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
 
@@ -152,7 +153,7 @@ def prompt_of(body: dict[str, Any]) -> Prompt:
     texts: list[str] = []
     overhead = 3
     answer = body.get("response_format")
-    countable = not body.get("tools") and not body.get("functions")
+    countable = not any(body.get(name) for name in ("tools", "functions", "prediction"))
     countable = countable and (not answer or (isinstance(answer, dict) and answer.get("type") == "text"))
     for message in body["messages"]:
         overhead += 3 + (1 if message.get("name") else 0)
@@ -162,13 +163,12 @@ def prompt_of(body: dict[str, Any]) -> Prompt:
             texts.append(content)
         elif isinstance(content, list):
             for part in content:
-                text = part.get("text") if isinstance(part, dict) else None
-                if isinstance(text, str):
-                    texts.append(text)
+                if _is_text(part):
+                    texts.append(part["text"])
                 else:
                     countable = False
-        if message.get("tool_calls"):
-            countable = False
+        if any(value for name, value in message.items() if name not in _COUNTED):
+            countable = False  # tool calls, reasoning that is sent back, or whatever comes next
     return Prompt(texts, overhead, countable)
 
 
@@ -183,7 +183,13 @@ def is_text_alone(body: dict[str, Any]) -> bool:
     contents = [
         content for message in body["messages"] if isinstance(content := message.get("content"), list)
     ]
-    return all(isinstance(part, dict) and "text" in part for content in contents for part in content)
+    return all(_is_text(part) for content in contents for part in content) and not any(
+        message.get("audio") for message in body["messages"]
+    )
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
 
 
 def output_limit_of(body: dict[str, Any]) -> int | None:
