@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors import Multiprocess, multiprocess
 
 from api import demo
 from api.accounts import Actor, KeyFields, NoSuchTenant, TenantFields
@@ -93,9 +93,20 @@ def _config(settings: Settings) -> uvicorn.Config:
     )
 
 
+class _Worker(multiprocess.Process):
+    """A worker whose death is seen at once, also while the supervisor waits for its answer to a ping."""
+
+    def start(self) -> None:
+        """Start it. Its end of the pipe is its own: then the pipe ends with it."""
+        super().start()
+        self.child_conn.close()
+
+
 def _runner(config: uvicorn.Config, listener: socket.socket, *, workers: int) -> Callable[[], None]:
     """What serves. From here on signals are heard: one that comes while modules load is not lost."""
     if workers > 1:
+        # The supervisor has no other place to be told which class to start.
+        multiprocess.Process = _Worker  # type: ignore[misc]
         return Multiprocess(config, sockets=[listener]).run
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):

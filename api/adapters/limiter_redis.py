@@ -8,6 +8,7 @@ so workers need not agree on theirs. Keys of one tenant share a hash tag. A call
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from api.core.demand import MAX_TOKENS, STREAMS, Reply, Shape, State, Verdict
 from api.ports import Fleet, LimiterUnavailable, Peek, Renewed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -32,6 +33,7 @@ log = logging.getLogger("sluicegate.limiter")
 _LUA = Path(__file__).parent / "lua"
 _HEAD = 5  # verdict, tokens, allowed, at, wait; then two numbers for each demand
 _WORKERS = "sg:workers"
+_CALLS_AT_ONCE = 24  # fewer than a client has connections: the doorbell needs one too
 _PERMITS_AT_ONCE = 200
 _ARGUMENTS_AT_ONCE = 3000
 _STATES = ("READONLY", "OOM", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY")
@@ -86,6 +88,8 @@ class RedisLimiter:
         self._client = client
         self._terms = terms
         self._timeout_seconds = timeout_seconds
+        self._turns = asyncio.Semaphore(_CALLS_AT_ONCE)
+        self._failures = 0
         self._script = Script(client, "limits.lua", "calls.lua")
         self._workers = Script(client, "workers.lua")
 
@@ -124,14 +128,17 @@ class RedisLimiter:
 
     async def _each(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """The answers of many calls; so many in a round trip that none takes long."""
-        replies: list[Any] = []
-        batch: list[tuple[str, Sequence[Any]]] = []
+        batches: list[list[tuple[str, Sequence[Any]]]] = [[]]
         for call in calls:
-            batch.append(call)
-            if sum(len(args) for _, args in batch) >= _ARGUMENTS_AT_ONCE:
-                replies += await self._bounded(self._script.each(batch))
-                batch = []
-        return replies + (await self._bounded(self._script.each(batch)) if batch else [])
+            if sum(len(args) for _, args in batches[-1]) >= _ARGUMENTS_AT_ONCE:
+                batches.append([])
+            batches[-1].append(call)
+        return [
+            reply
+            for batch in batches
+            if batch
+            for reply in await self._bounded(functools.partial(self._script.each, batch))
+        ]
 
     def _renewal(self, renewals: Sequence[Renewal], waiters: Sequence[str]) -> list[Any]:
         args: list[Any] = ["renew", *self._terms, len(renewals)]
@@ -164,32 +171,41 @@ class RedisLimiter:
 
     async def enlist(self, worker: str) -> Fleet:
         """Say that this worker is there; returns how many there are, and which of them this is."""
-        reply = await self._bounded(self._workers(_WORKERS, [worker, self._terms.lease_us // 1000]))
+        reply = await self._bounded(lambda: self._workers(_WORKERS, [worker, self._terms.lease_us // 1000]))
         return Fleet(*reply)
 
     async def live(self, tenant_id: str) -> list[str]:
         """The permits of a tenant's streams, over all workers."""
-        seconds, micros = await self._bounded(self._client.time())
+        seconds, micros = await self._bounded(self._client.time)
         now = seconds * 1_000_000 + micros
-        ids = await self._bounded(self._client.zrangebyscore(_key(tenant_id), f"({now}", "+inf"))
+        key = _key(tenant_id)
+        ids = await self._bounded(lambda: self._client.zrangebyscore(key, f"({now}", "+inf"))
         return [permit_id.decode() for permit_id in ids]
 
     async def ping(self) -> None:
         """Raises LimiterUnavailable."""
-        await self._bounded(self._client.ping())
+        await self._bounded(self._client.ping)
 
     async def _call(self, tenant_id: str, args: Sequence[Any]) -> Any:
-        return await self._bounded(self._script(_key(tenant_id), args))
+        return await self._bounded(lambda: self._script(_key(tenant_id), args))
 
-    async def _bounded(self, work: Awaitable[Any]) -> Any:
-        """Wait for Redis, and not for longer."""
-        try:
-            async with patience(self._timeout_seconds):
-                return await work
-        except (RedisError, OSError, TimeoutError) as error:
-            if _is_broken(error):
-                raise RuntimeError("a script of the limiter failed") from error
-            raise LimiterUnavailable(f"Redis: {type(error).__name__}") from error
+    async def _bounded(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Wait for Redis, and not for longer. Who waits for a turn first waits for us, and not for Redis.
+
+        But when Redis fails somebody meanwhile, it will fail those who wait too.
+        """
+        failures = self._failures
+        async with self._turns:
+            if failures != self._failures:
+                raise LimiterUnavailable("Redis: it failed those before")
+            try:
+                async with patience(self._timeout_seconds):
+                    return await call()
+            except (RedisError, OSError, TimeoutError) as error:
+                if _is_broken(error):
+                    raise RuntimeError("a script of the limiter failed") from error
+                self._failures += 1
+                raise LimiterUnavailable(f"Redis: {type(error).__name__}") from error
 
 
 @asynccontextmanager

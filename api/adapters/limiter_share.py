@@ -76,7 +76,8 @@ class ShareLimiter:
 
     async def acquire(self, tenant_id: str, ask: Ask) -> Reply:
         """Grant all that a request asks, or nothing. Raises LimiterUnavailable in the mode `closed`."""
-        if self.degraded:
+        asks = not self.degraded
+        if not asks:
             self._strangers.add(ask.permit_id)
         else:
             self._strangers.discard(ask.permit_id)
@@ -88,9 +89,11 @@ class ShareLimiter:
                 if reply.verdict is not Verdict.SETTLING:
                     return self._noted(tenant_id, ask, reply, 0)
         reply = self._noted(tenant_id, ask, self._alone(tenant_id, ask), 0)
+        if reply.verdict is Verdict.REFUSED and asks:  # what it asked of Redis may have been granted
+            await self.release(Permit(ask.permit_id, tenant_id, ask.demands), _NOTHING)
         if reply.verdict is Verdict.GRANTED and self._away_since is None and self._mode == "share":
             return await self._registered(ask, reply)
-        if reply.degraded:
+        if reply.verdict is Verdict.GRANTED:
             self._untold.add(ask.permit_id)
         return reply
 
@@ -196,6 +199,8 @@ class ShareLimiter:
             self._strangers.discard(ask.permit_id)
             permit = self._permits.get(ask.permit_id) or Permit(ask.permit_id, tenant_id, ask.demands)
             self._permits[ask.permit_id] = replace(permit, tokens=before + reply.tokens)
+        elif reply.verdict is Verdict.REFUSED:
+            self._strangers.discard(ask.permit_id)
         return reply
 
     def _book(self, tenant_id: str) -> Book:

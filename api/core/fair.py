@@ -56,5 +56,9 @@ class FairQueue(Generic[T]):
     def _tidy(self, tenant: str) -> None:
         if not self._items[tenant]:
             del self._items[tenant]
+        if not self._items:  # nobody waits, so nobody is behind
+            self._starts.clear()
+            self._weights.clear()
+            return
         for name in [n for n, start in self._starts.items() if start <= self._now and n not in self._items]:
             del self._starts[name], self._weights[name]

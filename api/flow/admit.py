@@ -52,10 +52,13 @@ async def admit(gate: Gate, stream: Stream) -> Permit:
     now_ms = int(stream.came_at.timestamp() * 1000)
     permit_id = sortable_id("bk_", now_ms, secrets.token_bytes(ENTROPY_BYTES))
     ask = await _ask(gate, stream, permit_id)
+    refused: Exception | None = None
     stream.wait_until = asyncio.get_running_loop().time() + stream.caller.terms.max_wait_seconds
     gate.waiting[permit_id] = stream
     try:
         reply = await _turn(gate, stream, ask)
+        if reply.verdict is not Verdict.GRANTED:  # and so it has nothing to give back
+            refused = refusal(ask.demands, reply)
     except BaseException:
         # Perhaps the answer was lost, or it has a place in the queue: that is given up at once.
         nothing = Permit(permit_id, _tenant(stream), ask.demands)
@@ -63,6 +66,8 @@ async def admit(gate: Gate, stream: Stream) -> Permit:
         raise
     finally:
         del gate.waiting[permit_id]
+    if refused is not None:
+        raise refused
     permit = Permit(permit_id, _tenant(stream), ask.demands, reply.tokens, reply.degraded)
     stream.limit_headers = limit_headers(ask.demands, reply.states)
     if reply.degraded:
@@ -74,15 +79,13 @@ async def admit(gate: Gate, stream: Stream) -> Permit:
 
 
 async def _turn(gate: Gate, stream: Stream, ask: Ask) -> Reply:
-    """Ask, and ask again when it is this stream's turn, while that is worth it."""
+    """Ask, and ask again when it is this stream's turn: granted, or refused."""
     place: Place | None = None
     try:
         while True:
             reply = await _asked(gate, stream, ask)
-            if reply.verdict is Verdict.GRANTED:
-                return reply
             if reply.verdict is not Verdict.WAITING:
-                raise refusal(ask.demands, reply)
+                return reply
             place = gate.lines.join(_tenant(stream), ask.demands[reply.at].counter, reply.tokens, place)
             try:
                 await place.turn(stream)

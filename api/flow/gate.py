@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
 from api.errors import Draining
+from api.flow.pace import Pace
 from api.flow.turns import Lines, Places
 from api.ports import AccountsUnavailable
 from api.tasks import Tasks
@@ -53,6 +54,7 @@ class Gate:
     policy: Policy
     places: Places
     lines: Lines = field(default_factory=Lines)
+    pace: Pace = field(init=False)
     live: dict[str, Stream] = field(default_factory=dict)
     waiting: dict[str, Stream] = field(default_factory=dict)
     walks: Tasks = field(default_factory=Tasks)
@@ -60,6 +62,10 @@ class Gate:
     renewed: asyncio.Event = field(default_factory=_set_event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
+
+    def __post_init__(self) -> None:
+        """What is made of the other parts."""
+        self.pace = Pace(self.clock)
 
     async def accounts_changed(self) -> None:
         """Something was written to the accounts: this worker knows it on return, the others in a moment."""

@@ -26,7 +26,7 @@ from api.flow.relay import collect, extra_headers, relay, send_headers
 from api.flow.settle import settle
 from api.flow.stream import Stream
 from api.flow.watch import recheck
-from api.ports import AccountsUnavailable, LedgerUnavailable, UpstreamFailed
+from api.ports import AccountsUnavailable, BudgetSpent, LedgerUnavailable, LimitReached, UpstreamFailed
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -94,6 +94,8 @@ async def _walk(gate: Gate, stream: Stream) -> None:
             gave_up = isinstance(error, TimeoutError) and stream.cut_by is not None
             stream.failure = Cut(stream.cut_by) if gave_up and stream.cut_by else error
         await _last_beat(stream)
+        if isinstance(error, LimitReached | BudgetSpent):
+            await _paced(gate, stream)
         await _farewell(gate, stream)
         return
     await _last_beat(stream)
@@ -109,6 +111,16 @@ async def _walk(gate: Gate, stream: Stream) -> None:
     finally:
         del gate.live[permit_id]
     await _farewell(gate, stream)
+
+
+async def _paced(gate: Gate, stream: Stream) -> None:
+    """A tenant that does not wait between refusals is made to; it may leave, of course."""
+    seconds = gate.pace.delay_seconds(stream.caller.tenant_id or "")
+    if seconds and not gate.draining:
+        with suppress(TimeoutError):
+            async with stream.cuttable(seconds):
+                await asyncio.sleep(seconds + 1)  # until the scope gives up
+        stream.uncuttable()
 
 
 async def _still_welcome(gate: Gate, stream: Stream) -> None:

@@ -89,8 +89,6 @@ class Worker:
         permit = Permit(permit_id, "tn_a", demands, reply.tokens, reply.degraded)
         if reply.verdict is Verdict.GRANTED:
             self.streams[permit_id] = permit
-        elif reply.verdict is Verdict.REFUSED:
-            await self.limiter.release(permit, Used())
         return reply
 
     async def fill(self, name: str, *demands: Demand) -> int:

@@ -186,6 +186,19 @@ async def test_renewing_keeps_a_lease(dial) -> None:
         assert await verdict(dial.limiter, "x", cap(9), key_cap(1)) is Verdict.REFUSED
 
 
+async def test_a_renewal_sweeps_up_the_dead_under_every_cap(dial) -> None:
+    """A key whose streams run for long and that nobody else uses keeps no list of those that died."""
+    await take(dial.limiter, "dead", cap(), key_cap(9))
+    await dial.turn(SECOND)
+    alive = await take(dial.limiter, "alive", cap(), key_cap(9))
+    await dial.turn(TERMS.lease_us - SECOND)
+    await dial.limiter.renew([Renewal(alive, Used())], {})
+    slots = (await in_redis(dial.client))["slots"]
+    assert {name: set(ids) for name, ids in slots.items()} == {
+        counter: {"alive"} for counter in (STREAMS, "streams:key:k")
+    }
+
+
 @pytest.mark.parametrize("rivals", [0, 1, 3])
 async def test_after_redis_was_emptied_streams_are_registered_again_but_not_over_the_cap(
     dial, rivals

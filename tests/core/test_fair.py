@@ -205,3 +205,12 @@ def test_what_is_kept_does_not_grow():
             sizes.append(len(pickle.dumps((queue._starts, queue._weights))))
     assert sizes[1] <= sizes[0] + 100
     assert sizes[1] < 500
+
+
+def test_tenants_that_come_one_after_the_other_are_forgotten() -> None:
+    """Ten thousand tenants of whom one waits at a time: nothing of them is kept."""
+    queue: FairQueue[int] = FairQueue()
+    for number in range(10_000):
+        queue.push(f"tenant {number}", 1, number)
+        queue.pop()
+    assert len(queue._starts) < 100

@@ -139,6 +139,9 @@ local function renew_leases(list, lease_us, missing)
   end
   if #live > 0 then
     call('ZADD', counter, unpack(live))
+    if list[1].counter ~= 'streams' then
+      call('ZREMRANGEBYSCORE', counter, '-inf', digits(now))
+    end
     call('EXPIRE', counter, HELD_S)
   end
 end
