@@ -197,7 +197,8 @@ class Book:
             return
         for counter, row in held.rows.items():
             self._budget(counter).reserved -= row.reserved
-            row.used = self._spend(counter, row.used)
+            sure = self._budget(counter).spent is not None
+            row.used = self._spend(counter, row.used) * sure  # `late` may be begun anew
         if held.rows:
             self._remember(permit_id, held)
 

@@ -7,6 +7,7 @@ Retry-After. It costs a timer, and nothing that others wait for.
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,10 @@ class Pace:
         self._due: OrderedDict[str, float] = OrderedDict()
 
     def delay_seconds(self, tenant_id: str) -> float:
-        """How late this refusal of the tenant is to be; two seconds at most."""
+        """How late this refusal of the tenant is to be: three seconds at most.
+
+        Those for whom there is no turn within two seconds are spread, so that they do not come back together.
+        """
         now = self._clock.monotonic()
         most = _AT_ONCE / _PER_SECOND + _MAX_SECONDS
         ahead = min(max(self._due.get(tenant_id, now) - now, 0.0) + 1 / _PER_SECOND, most)
@@ -35,4 +39,6 @@ class Pace:
         self._due.move_to_end(tenant_id)
         if len(self._due) > _TENANTS:
             self._due.popitem(last=False)
-        return min(max(ahead - _AT_ONCE / _PER_SECOND, 0.0), _MAX_SECONDS)
+        if ahead >= most:
+            return _MAX_SECONDS * (0.5 + random.random())  # noqa: S311 - nobody gains by guessing it
+        return max(ahead - _AT_ONCE / _PER_SECOND, 0.0)

@@ -26,13 +26,17 @@ def test_few_refusals_are_answered_at_once() -> None:
     assert {pace.delay_seconds("tn_a") for _ in range(40)} == {0.0}
 
 
-def test_a_flood_is_answered_twenty_times_a_second_and_two_seconds_late_at_most() -> None:
-    """Each refusal beyond the first ones is due a twentieth of a second after the one before."""
+def test_a_flood_is_answered_twenty_times_a_second_and_then_spread() -> None:
+    """Each refusal beyond the first ones is due a twentieth of a second after the one before.
+
+    Those for whom that would be too long do not come back together.
+    """
     pace = Pace(Clock())  # type: ignore[arg-type]
     delays = [round(pace.delay_seconds("tn_a"), 6) for _ in range(200)][40:]
     assert delays[:3] == [0.05, 0.1, 0.15]
-    assert delays[40:] == [2.0] * 120
-    assert delays == sorted(delays)
+    assert delays[:39] == sorted(delays[:39])
+    assert all(1.0 <= delay <= 3.0 for delay in delays[39:])
+    assert len(set(delays[39:])) > 100
 
 
 def test_others_are_not_slowed_and_a_pause_makes_good() -> None:

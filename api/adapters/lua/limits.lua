@@ -166,7 +166,8 @@ local function lapse(permit)
   end
   for _, row in ipairs(held.rows) do
     give_back(row.counter, row.reserved)
-    row.used = spend(row.counter, row.used)
+    local sure = call('HEXISTS', base .. row.counter, 'spent') == 1
+    row.used = spend(row.counter, row.used) * (sure and 1 or 0) -- `late` may be begun anew
   end
   remember(permit, held, LAPSED_S)
   call('HDEL', base .. 'held', permit)
