@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tests.support.gates import GateProcess
 
 _OK = 200
+_ONSET_SECONDS = 3.0
 _SETTLE_SECONDS = 0.5
 _KEPT_SECONDS = 3.0  # uvicorn closes a connection that is idle for five
 _KINDS = ("idle", "quiet", "flood")
@@ -190,6 +191,9 @@ class Bench:
         begun = time.monotonic()
         if kind == "flood":
             flood.tell("go")
+            await asyncio.sleep(
+                _ONSET_SECONDS
+            )  # all its clients at once, before any was refused: not measured
         if kind == "idle":
             await asyncio.sleep(self._asked.seconds)
         else:
