@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def _settled(settings: Settings) -> AsyncIterator[LifespanState]:
     """Opened ports, and all that is loaded by then out of the garbage collector's sight.
 
-    Half a million objects that never die took a full collection 100 ms and more, in which no stream got a token.
+    They never die, and a full collection looked at each for 100 ms, in which no stream got a token.
     """
     async with open_ports(settings) as state:
         gc.collect()
