@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from api.core.demand import Shape
@@ -26,19 +25,6 @@ class Leases(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """A limit, and what is left of it; `reset_seconds` is None where that is not a matter of time."""
-
-    limit: str
-    of: str
-    amount: int
-    remaining: int
-    reset_seconds: int | None
-    shadow: bool
-    would_refuse: int
-
-
 async def limits_now(
     limiter: Limiter,
     ledger: Ledger,
@@ -47,11 +33,14 @@ async def limits_now(
     *,
     now: datetime,
     time_zone: str,
-) -> list[Overview]:
-    """What is left of each limit. Raises LimiterUnavailable, LedgerUnavailable."""
+) -> list[dict[str, Any]]:
+    """What is left of each limit; `reset_seconds` is None where that is not a matter of time.
+
+    Raises LimiterUnavailable, LedgerUnavailable.
+    """
     demands = demands_of(limits, now=now, time_zone=time_zone)
     states, would_refuse = await limiter.peek(tenant_id, demands)
-    found = []
+    found: list[dict[str, Any]] = []
     for limit, demand, state in zip(limits, demands, states, strict=True):
         remaining = state.remaining
         if demand.shape is Shape.BUDGET and remaining == demand.amount:  # or Redis has forgotten it
@@ -60,15 +49,15 @@ async def limits_now(
             spending = Spending(limit.kind, limit.id, demand.is_money, since)
             remaining = max(0, remaining - await ledger.spent(tenant_id, spending))
         found.append(
-            Overview(
-                limit=limit.name,
-                of=limit.kind,
-                amount=limit.amount,
-                remaining=remaining,
-                reset_seconds=_reset(demand, state),
-                shadow=limit.shadow,
-                would_refuse=would_refuse.get(f"{limit.kind}:{limit.name}", 0),
-            )
+            {
+                "limit": limit.name,
+                "of": limit.kind,
+                "amount": limit.amount,
+                "remaining": remaining,
+                "reset_seconds": _reset(demand, state),
+                "shadow": limit.shadow,
+                "would_refuse": would_refuse.get(f"{limit.kind}:{limit.name}", 0),
+            }
         )
     return found
 

@@ -41,4 +41,4 @@ async def tenant_limits(_admin: Admin, gate: GateDep, tenant_id: TenantId) -> li
 async def _limits(gate: Gate, tenant_id: str, bound: tuple[Limit, ...], terms: Terms) -> list[LimitState]:
     now = gate.clock.now()
     found = await limits_now(gate.limiter, gate.ledger, tenant_id, bound, now=now, time_zone=terms.time_zone)
-    return [LimitState.model_validate(one, from_attributes=True) for one in found]
+    return [LimitState.model_validate(one) for one in found]
