@@ -71,6 +71,7 @@ def tenant_of(gate: GateProcess) -> Tenant:
     assert people.chat(gate, token).status_code == 200
     [event] = call(gate, "GET", "/v1/usage/events", issued["key"])["data"]
     ids = {"key_id": issued["id"], "tenant_id": tenant, "token_id": token_id, "after": event["id"]}
+    ids["stream_id"] = event["id"]
     return Tenant(tenant, issued["key"], token, ids)
 
 
