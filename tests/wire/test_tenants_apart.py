@@ -34,7 +34,12 @@ ROUTES = sorted(
 )
 ADMIN_ROUTES = [(method, path) for method, path in ROUTES if path.startswith("/admin")]
 
-NEVER = {"key_id": "NeverIssued0", "tenant_id": "tn_never", "token_id": "never-bought"}
+NEVER = {
+    "stream_id": "bk_never",
+    "key_id": "NeverIssued0",
+    "tenant_id": "tn_never",
+    "token_id": "never-bought",
+}
 """Ids that nothing ever had."""
 
 WITH_IDS: dict[tuple[str, str], tuple[int, Any]] = {
