@@ -26,6 +26,7 @@ from tests.contracts.helpers import (
     bounded,
     event,
     eventually,
+    of_token,
     outcomes,
     writing,
 )
@@ -148,7 +149,7 @@ async def test_what_is_spent_is_known_or_unavailable_and_never_guessed(outage, e
     async with writing(engine) as (ledger, _):
         one = event(booking())
         await outcomes([ledger.book(one.booking), ledger.settle(one)])
-        asked = ("tn_a", str(one.booking.token_id))
+        asked = ("tn_a", of_token(str(one.booking.token_id)))
         await outage.begin()
         if outage.makes_reads_fail:
             with pytest.raises(LedgerUnavailable) as refused:
@@ -229,6 +230,6 @@ async def test_nobody_waits_for_a_database_that_says_nothing(proxied) -> None:
     with pytest.raises(LedgerUnavailable):
         await bounded(ledger.ping())
     with pytest.raises(LedgerUnavailable):
-        await bounded(ledger.spent("tn_a", "jti"))
+        await bounded(ledger.spent("tn_a", of_token("jti")))
     await proxy.cut()
     await engine.dispose()

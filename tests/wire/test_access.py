@@ -27,7 +27,20 @@ if TYPE_CHECKING:
 
 PAGE, OTHER_PAGE = "https://app.example.com", "https://evil.example.com"
 MODEL, FALLBACK = "gpt-4o?tokens=1", "gpt-4o-mini?tokens=1"
-EXPOSED = {"x-request-id", "retry-after", "x-should-retry"}
+EXPOSED = {
+    "x-request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "x-sluicegate-mode",
+    "ratelimit",
+    "ratelimit-policy",
+    *(
+        f"x-ratelimit-{part}-{kind}"
+        for part in ("limit", "remaining", "reset")
+        for kind in ("requests", "tokens")
+    ),
+}
 
 
 @pytest.fixture(scope="module")
