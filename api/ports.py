@@ -5,7 +5,7 @@ The refusals that ports can raise stand here too; `api.errors` has a row for eac
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from api.core.demand import MAX_TOKENS
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from api.core.booking import Ended, Happening
     from api.core.demand import Ask, Demand, Reply, State
-    from api.core.usage import Usage
+    from api.core.record import Booking, Checkpoint, InFlight, Spending, Totals, UsageEvent
 
 
 # --- refusals ---------------------------------------------------------------------------------------
@@ -158,93 +157,6 @@ class Peek(NamedTuple):
 
     states: tuple[State, ...]
     would_refuse: Mapping[str, int]
-
-
-class Spending(NamedTuple):
-    """Which spending of a tenant the ledger sums up, from `since` on.
-
-    `of` is tenant, key, user or token, `id` which of them.
-    """
-
-    of: str
-    id: str
-    money: bool
-    since: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """The row that says: this request is in flight. Times are UTC."""
-
-    id: str
-    request_id: str
-    tenant_id: str
-    key_id: str | None
-    token_id: str | None
-    end_user: str | None
-    dialect: str
-    model: str
-    upstream: str
-    worker: str
-    started_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The running count of a booking."""
-
-    booking_id: str
-    input_tokens: int
-    output_tokens: int
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class UsageEvent:
-    """The ledger's row for one booking. Appended once, never changed."""
-
-    booking: Booking
-    answered_model: str
-    usage: Usage
-    ended: Ended
-    cause: Happening
-    first_token_ms: int | None
-    duration_ms: int
-    ended_at: datetime
-    cost_nano_dollars: int | None = None
-
-    def flat(self) -> dict[str, Any]:
-        """All of it by field name: a row of the ledger, and what the API and the CLI show."""
-        parts = {**asdict(self.booking), **asdict(self.usage)}
-        rest = (
-            "answered_model",
-            "ended",
-            "cause",
-            "first_token_ms",
-            "duration_ms",
-            "ended_at",
-            "cost_nano_dollars",
-        )
-        return parts | {name: getattr(self, name) for name in rest}
-
-
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """A booking that is open, and its last checkpoint: how many tokens, and when that was written."""
-
-    booking: Booking
-    input_tokens: int
-    output_tokens: int
-    checkpoint_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over a tenant's usage events."""
-
-    events: int
-    input_tokens: int
-    output_tokens: int
 
 
 # --- ports ------------------------------------------------------------------------------------------

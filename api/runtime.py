@@ -20,6 +20,7 @@ from api.adapters.doorbell_redis import RedisDoorbell
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.limiter_share import ShareLimiter
+from api.adapters.prices_sql import SqlPrices
 from api.adapters.redis_connect import connect
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
@@ -86,7 +87,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             authenticator=Authenticator(memory, signer, issuers, Door(clock), clock),
             doorbell=RedisDoorbell(redis, timeout_seconds=settings.redis_timeout_seconds),
             tokenizer=tokenizer,
-            prices=settings.prices(),
+            prices=await SqlPrices(reading).load(),
             policy=policy_of(settings),
             places=Places(settings.max_worker_streams),
         )

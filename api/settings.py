@@ -7,7 +7,6 @@ loopback only.
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import socket
 from pathlib import Path
@@ -17,7 +16,6 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.core.money import Prices, read_prices
 from api.redis_url import parse_redis_url
 from auth.issuers import IssuerConfig, is_loopback, load_issuers
 
@@ -71,7 +69,6 @@ class Settings(BaseSettings):
     default_max_streams: Annotated[int, Field(ge=1)] = 20
     max_worker_streams: Annotated[int, Field(ge=0)] = 0
     budget_end: Literal["length", "error"] = "length"
-    prices_file: Path | None = None
     max_body_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
     heartbeat_seconds: Seconds = 15.0
     stream_seconds: Seconds = 600.0
@@ -137,22 +134,6 @@ class Settings(BaseSettings):
     def _issuers_are_fine(self) -> Settings:
         self.issuers()
         return self
-
-    @model_validator(mode="after")
-    def _prices_are_fine(self) -> Settings:
-        self.prices()
-        return self
-
-    def prices(self) -> Prices:
-        """What models cost, read from PRICES_FILE; without one only the scripted model has a price."""
-        if self.prices_file is None:
-            return read_prices({})
-        try:
-            return read_prices(json.loads(self.prices_file.read_text("utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"PRICES_FILE cannot be read: {type(error).__name__}") from None
-        except ValueError as error:
-            raise ValueError(f"PRICES_FILE: {error}") from None
 
     def issuers(self) -> tuple[IssuerConfig, ...]:
         """The identity providers whose tokens are taken, read from ISSUERS_FILE."""

@@ -23,7 +23,8 @@ from api.adapters import rows_sql
 from api.adapters.database_sql import WRITES
 from api.adapters.tables_sql import in_flight, usage_events
 from api.core.ids import first_id
-from api.ports import LedgerUnavailable, Totals
+from api.core.record import Totals
+from api.ports import LedgerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Select
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from api.ports import Booking, Checkpoint, InFlight, Spending, UsageEvent
+    from api.core.record import Booking, Checkpoint, InFlight, Spending, UsageEvent
 
 log = logging.getLogger("sluicegate.ledger")
 

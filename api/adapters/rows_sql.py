@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from api.core.booking import Ended, Happening
+from api.core.booking import Correction, Ended, Happening
+from api.core.record import Booking, InFlight, UsageEvent
 from api.core.usage import Certainty, Source, Usage
-from api.ports import Booking, InFlight, UsageEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import RowMapping
 
-    from api.ports import Checkpoint
+    from api.core.record import Checkpoint
 
 
 def booking_row(booking: Booking) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def open_booking(row: RowMapping) -> InFlight:
+def open_booking(row: RowMapping | Mapping[str, Any]) -> InFlight:
     """The value of a row of `in_flight`."""
     return InFlight(
         booking=Booking(**{name: row[name] for name in Booking.__dataclass_fields__}),
@@ -40,10 +42,14 @@ def open_booking(row: RowMapping) -> InFlight:
     )
 
 
-def usage_event(row: RowMapping) -> UsageEvent:
+def usage_event(row: RowMapping | Mapping[str, Any]) -> UsageEvent:
     """The value of a row of `usage_events`."""
+    labels = {name: row[name] for name in Booking.__dataclass_fields__}
+    number, cause = 0, row["cause"]
+    if row["corrects"] is not None:
+        labels["id"], number = row["corrects"], int(row["id"].rpartition("-")[2])
     return UsageEvent(
-        booking=Booking(**{name: row[name] for name in Booking.__dataclass_fields__}),
+        booking=Booking(**labels),
         answered_model=row["answered_model"],
         usage=Usage(
             input_tokens=row["input_tokens"],
@@ -55,9 +61,11 @@ def usage_event(row: RowMapping) -> UsageEvent:
             tokenizer=row["tokenizer"],
         ),
         ended=Ended(row["ended"]),
-        cause=Happening(row["cause"]),
+        cause=Correction(cause) if cause in set(Correction) else Happening(cause),
         first_token_ms=row["first_token_ms"],
         duration_ms=row["duration_ms"],
         ended_at=row["ended_at"],
         cost_nano_dollars=row["cost_nano_dollars"],
+        price_version=row["price_version"],
+        number=number,
     )

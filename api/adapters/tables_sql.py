@@ -186,12 +186,109 @@ usage_events = Table(
     Column("duration_ms", BigInteger, nullable=False),
     Column("ended_at", UtcTime, nullable=False),
     Column("cost_nano_dollars", BigInteger),
+    Column("price_version", String(40)),
+    Column("corrects", String(40)),  # the booking whose event this one corrects, by differences
     Index("ix_usage_events_tenant_id_id", "tenant_id", "id"),
+    Index(
+        "ix_usage_events_corrects",
+        "corrects",
+        sqlite_where=text("corrects IS NOT NULL"),
+        postgresql_where=text("corrects IS NOT NULL"),
+    ),
     Index(
         "ix_usage_events_token_id",
         "tenant_id",
         "token_id",
         sqlite_where=text("token_id IS NOT NULL"),
         postgresql_where=text("token_id IS NOT NULL"),
+    ),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(100), primary_key=True),
+    Column("beat", BigInteger, nullable=False),  # goes up while it lives
+    Column("started_at", UtcTime, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("holder", String(100), nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+)
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("version", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("model", String(256), nullable=False),
+    Column("valid_from", UtcTime, nullable=False),
+    Column("input", BigInteger, nullable=False),  # nano-dollars per million tokens, as the next three
+    Column("cached_input", BigInteger, nullable=False),
+    Column("output", BigInteger, nullable=False),
+    Column("reasoning", BigInteger, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", String(400), nullable=False),
+)
+
+markups = Table(
+    "markups",
+    metadata,
+    Column("version", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("tenant_id", String(40), nullable=False),
+    Column("valid_from", UtcTime, nullable=False),
+    Column("basis_points", Integer, nullable=False),  # 2000 is 20 per cent more; below 0 is a discount
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", String(400), nullable=False),
+)
+
+rollup_queue = Table(
+    "rollup_queue",
+    metadata,
+    Column("event_id", String(40), primary_key=True),
+    Column("tenant_id", String(40), nullable=False),
+    Column("started_at", UtcTime, nullable=False),
+    Index("ix_rollup_queue_tenant_id", "tenant_id"),
+)
+
+usage_rollups = Table(
+    "usage_rollups",
+    metadata,
+    Column("tenant_id", String(40), primary_key=True),
+    Column("cube", String(10), primary_key=True),  # quarter, day or user: core.usage_query
+    Column("starts_at", UtcTime, primary_key=True),
+    Column("key_id", String(12), primary_key=True),  # "" is none, here and in end_user
+    Column("end_user", String(200), primary_key=True),
+    Column("model", String(256), primary_key=True),
+    Column("upstream", String(100), primary_key=True),
+    Column("events", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cost_nano_dollars", BigInteger, nullable=False),
+    Index("ix_usage_rollups_cube", "cube", "starts_at"),
+    Index("ix_usage_rollups_end_user", "tenant_id", "cube", "end_user", "starts_at"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("event_id", String(40), primary_key=True),
+    Column("started_at", UtcTime, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("delivered_at", UtcTime),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("next_at", UtcTime, nullable=False),
+    Column("dead_at", UtcTime),
+    Column("error", String(200)),
+    Index(
+        "ix_outbox_due",
+        "next_at",
+        sqlite_where=text("delivered_at IS NULL AND dead_at IS NULL"),
+        postgresql_where=text("delivered_at IS NULL AND dead_at IS NULL"),
     ),
 )

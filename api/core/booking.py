@@ -75,6 +75,13 @@ class Happening(StrEnum):
     SETTLED = "settled"
 
 
+class Correction(StrEnum):
+    """Why an event corrects an earlier one of the same booking; its cause."""
+
+    LATE_WORKER = "late_worker"  # the worker came back after its booking had been closed without it
+    REPRICED = "repriced"
+
+
 ENDINGS = MappingProxyType(
     {
         Happening.TERMINAL: Ended.FINISHED,

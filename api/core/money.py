@@ -1,89 +1,156 @@
-"""Money: integer nano-dollars, rounded up. Prices are nano-dollars per million tokens."""
+"""Money: integer nano-dollars, rounded up once. Prices are nano-dollars per million tokens.
+
+A price is a version of what a model costs from a moment on; a markup is what a tenant pays on top, from a
+moment on. Neither ever changes: a new version takes over. An event keeps the names of both (`Price.version`).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from api.core.usage import Usage
 
 _MILLION = 1_000_000
 _NANO = 10**9
 _MAX_DOLLARS = 1_000_000
+_WHOLE = 10_000
+"""A hundred per cent in basis points."""
+
+MAX_COST = 1 << 52
+"""No request costs more, whatever a provider reports: 4.5 million dollars; sums of such fit a BIGINT."""
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a model costs, in nano-dollars per million tokens. Cached input is part of the input."""
+    """What a model costs, in nano-dollars per million tokens. Cached input is part of the input.
+
+    Reasoning is part of the output. `markup` is in basis points of it all.
+    """
 
     input: int
     cached_input: int
     output: int
+    reasoning: int
+    markup: int = 0
+    version: str = ""
 
     def of_input(self, tokens: int) -> int:
         """What a prompt costs, nothing of it cached."""
-        return -(-tokens * self.input // _MILLION)
+        return self._sum(tokens * self.input)
 
     @property
     def of_output_token(self) -> int:
-        """What a token of output costs, rounded up."""
-        return -(-self.output // _MILLION)
+        """What a token of output costs at most, rounded up."""
+        return self._sum(max(self.output, self.reasoning))
 
     def of(self, usage: Usage) -> int:
         """What a request cost."""
         cached = min(usage.cached_tokens, usage.input_tokens)
-        fresh = usage.input_tokens - cached
-        total = fresh * self.input + cached * self.cached_input + usage.output_tokens * self.output
-        return -(-total // _MILLION)
+        reasoning = min(usage.reasoning_tokens, usage.output_tokens)
+        return self._sum(
+            (usage.input_tokens - cached) * self.input
+            + cached * self.cached_input
+            + (usage.output_tokens - reasoning) * self.output
+            + reasoning * self.reasoning
+        )
+
+    def _sum(self, amount: int) -> int:
+        return min(-(-amount * (_WHOLE + self.markup) // (_MILLION * _WHOLE)), MAX_COST)
+
+
+@dataclass(frozen=True, slots=True)
+class PriceVersion:
+    """A row of the price list. `model` is a name, or the beginning of one and a `*`."""
+
+    version: int
+    model: str
+    valid_from: datetime
+    input: int
+    cached_input: int
+    output: int
+    reasoning: int
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """What a tenant pays on top from a moment on, in basis points: 2000 is 20 per cent more."""
+
+    version: int
+    tenant_id: str
+    valid_from: datetime
+    basis_points: int
 
 
 class Prices:
-    """Prices by model name, or by the beginning of one and a `*`. The longest that fits wins."""
+    """All versions. Of two that are valid the later `valid_from` holds, then the later version."""
 
-    def __init__(self, prices: Mapping[str, Price]) -> None:
-        self._exact = {name: price for name, price in prices.items() if not name.endswith("*")}
-        wild = sorted((name for name in prices if name.endswith("*")), key=len, reverse=True)
-        self._wild = [(name[:-1], prices[name]) for name in wild]
+    def __init__(self, prices: Iterable[PriceVersion], markups: Iterable[Markup] = ()) -> None:
+        self._by_model: dict[str, list[PriceVersion]] = {}
+        self._markups: dict[str, list[Markup]] = {}
+        for price in sorted(prices, key=lambda row: (row.valid_from, row.version)):
+            self._by_model.setdefault(price.model, []).append(price)
+        for markup in sorted(markups, key=lambda row: (row.valid_from, row.version)):
+            self._markups.setdefault(markup.tenant_id, []).append(markup)
+        self._wild = sorted(
+            (name[:-1] for name in self._by_model if name.endswith("*")), key=len, reverse=True
+        )
 
-    def of(self, model: str) -> Price | None:
-        """What a model costs; None where nobody said."""
-        exact = self._exact.get(model)
-        if exact is not None:
-            return exact
-        return next((price for start, price in self._wild if model.startswith(start)), None)
+    def of(self, model: str, tenant_id: str, at: datetime) -> Price | None:
+        """What a model costs a tenant at a moment; None where nobody said.
+
+        The price of that very name, else of the longest beginning that fits and had a price then.
+        """
+        row = _valid(self._by_model.get(model, ()), at)
+        if row is None:
+            fitting = (self._by_model[start + "*"] for start in self._wild if model.startswith(start))
+            row = next((found for rows in fitting if (found := _valid(rows, at)) is not None), None)
+        if row is None:
+            return None
+        price = Price(row.input, row.cached_input, row.output, row.reasoning, version=str(row.version))
+        markup = _valid(self._markups.get(tenant_id, ()), at)
+        if markup is None:
+            return price
+        return replace(price, markup=markup.basis_points, version=f"{row.version}+{markup.version}")
 
 
-SCRIPTED = Price(1_000_000_000, 500_000_000, 2_000_000_000)
-"""What the scripted model is made to cost: one dollar per million tokens of input, two of output."""
+def _valid(rows: Any, at: datetime) -> Any:
+    """The last row that is valid by then, of rows in order."""
+    position = bisect_right(rows, at, key=lambda row: row.valid_from)
+    return rows[position - 1] if position else None
 
 
-def read_prices(document: Any) -> Prices:
-    """From `{"gpt-4o-mini": {"input": "0.15", "cached_input": "0.075", "output": "0.60"}}`.
+def read_prices(document: Any) -> Mapping[str, Price]:
+    """From `{"gpt-4o-mini": {"input": "0.15", "cached_input": "0.075", "output": "0.60"}}`, by model.
 
-    Amounts are dollars per million tokens, as strings or numbers; `cached_input` is `input` where it is left
-    out. Raises ValueError.
+    Amounts are dollars per million tokens, as strings or numbers; `cached_input` is `input` and `reasoning`
+    is `output` where it is left out. Raises ValueError.
     """
     if not isinstance(document, dict):
         raise ValueError(  # noqa: TRY004 - a wrong file is a wrong value
             'must be an object such as {"gpt-4o-mini": {"input": "0.15", "output": "0.60"}}'
         )
-    prices = {"scripted*": SCRIPTED}
+    prices = {}
     for model, row in document.items():
-        if not isinstance(row, dict) or not {"input", "output"} <= set(row) <= {
-            "input",
-            "cached_input",
-            "output",
-        }:
-            raise ValueError(f"{model}: needs `input` and `output`, and may have `cached_input`")
+        known = {"input", "cached_input", "output", "reasoning"}
+        if not isinstance(row, dict) or not {"input", "output"} <= set(row) <= known:
+            raise ValueError(
+                f"{model}: needs `input` and `output`, and may have `cached_input` and `reasoning`"
+            )
         amounts = {name: _nano(model, name, row[name]) for name in row}
         prices[model] = Price(
-            amounts["input"], amounts.get("cached_input", amounts["input"]), amounts["output"]
+            amounts["input"],
+            amounts.get("cached_input", amounts["input"]),
+            amounts["output"],
+            amounts.get("reasoning", amounts["output"]),
         )
-    return Prices(prices)
+    return prices
 
 
 def _nano(model: str, name: str, dollars: Any) -> int:

@@ -123,7 +123,7 @@ async def _acquire(gate: Gate, stream: Stream, ask: Ask) -> Reply:
 
 async def _ask(gate: Gate, stream: Stream, permit_id: str) -> Ask:
     caller, body = stream.caller, stream.order.body
-    price = gate.prices.of(body["model"])
+    price = stream.price = gate.prices.of(body["model"], _tenant(stream), stream.came_at)
     names = {limit.name for limit in caller.limits if not limit.shadow}
     if price is None and any(name.startswith("nano_dollars") for name in names):
         raise NotPriced(body["model"])

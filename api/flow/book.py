@@ -10,7 +10,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
-from api.ports import Booking, LedgerUnavailable
+from api.core.record import Booking
+from api.ports import LedgerUnavailable
 
 if TYPE_CHECKING:
     from api.flow.gate import Gate
@@ -33,7 +34,7 @@ def book(gate: Gate, stream: Stream) -> None:
         model=stream.order.body["model"],
         upstream=gate.upstream.name,
         worker=gate.policy.worker,
-        started_at=gate.clock.now(),
+        started_at=stream.came_at,
     )
     stream.booked = gate.ledger.book(booking)
     if stream.booked.done():

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from api.core.demand import Shape
 from api.core.demands import demands_of, period_of, seconds_left
-from api.ports import LimiterUnavailable, Spending
+from api.core.record import Spending
+from api.ports import LimiterUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from api.core.demand import Demand, State
-    from api.ports import Clock, InFlight, Ledger, Limiter
+    from api.core.record import InFlight
+    from api.ports import Clock, Ledger, Limiter
     from auth.principal import Limit
 
 

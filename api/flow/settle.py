@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
+from api.core.record import UsageEvent
 from api.core.usage import NOTHING, Certainty, encoding_of
 from api.flow.stream import stoppable
-from api.ports import LedgerUnavailable, UsageEvent, Used
+from api.ports import LedgerUnavailable, Used
 
 if TYPE_CHECKING:
     from api.core.usage import Usage
@@ -36,19 +37,18 @@ async def settle(gate: Gate, stream: Stream) -> None:
     assert permit is not None  # noqa: S101 - admitted
     try:
         await gate.renewed.wait()
-        await gate.limiter.release(permit, _charged(gate, stream, permit))
+        await gate.limiter.release(permit, _charged(stream, permit))
     finally:
         gate.places.give_back()
         gate.lines.freed(permit.tenant_id)
 
 
-def used_so_far(gate: Gate, stream: Stream, usage: Usage) -> Used:
+def used_so_far(stream: Stream, usage: Usage) -> Used:
     """What a usage means to its limits."""
-    price = gate.prices.of(stream.order.body["model"])
-    return Used(usage.input_tokens + usage.output_tokens, price.of(usage) if price else 0)
+    return Used(usage.input_tokens + usage.output_tokens, stream.price.of(usage) if stream.price else 0)
 
 
-def _charged(gate: Gate, stream: Stream, permit: Permit) -> Used:
+def _charged(stream: Stream, permit: Permit) -> Used:
     """What to charge the limits: what the ledger says; or all that was reserved, where nobody knows.
 
     An exact usage refunds its reservation, and so does one of which all that arrived was counted as it
@@ -57,7 +57,7 @@ def _charged(gate: Gate, stream: Stream, permit: Permit) -> Used:
     if not stream.called:
         return Used()
     usage = stream.usage
-    used = Used() if usage is None else used_so_far(gate, stream, usage)
+    used = Used() if usage is None else used_so_far(stream, usage)
     if usage is not None and (usage.certainty is Certainty.EXACT or stoppable(stream.order)):
         return used
     reserved = [(demand.is_money, permit.reserved(demand)) for demand in permit.demands if demand.each]
@@ -73,7 +73,7 @@ async def _write(gate: Gate, stream: Stream) -> None:
     ended = gate.clock.monotonic()
     first = stream.first_token_at
     usage = stream.usage = await measure(gate, stream)
-    price = gate.prices.of(stream.order.body["model"])
+    price = stream.price
     event = UsageEvent(
         booking=stream.booking,
         answered_model=stream.order.meter.model,
@@ -84,6 +84,7 @@ async def _write(gate: Gate, stream: Stream) -> None:
         duration_ms=_ms(ended - stream.started_at),
         ended_at=gate.clock.now(),
         cost_nano_dollars=None if price is None else price.of(usage),
+        price_version=None if price is None else price.version,
     )
     written = gate.ledger.settle(event)
     done, _ = await asyncio.wait([written], timeout=gate.policy.settle_seconds)

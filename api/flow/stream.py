@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from api.core.dialects import Writer
     from api.core.meter import Meter
+    from api.core.money import Price
+    from api.core.record import Booking
     from api.core.sse import Event
     from api.core.usage import Usage
     from api.edge import Connection
     from api.flow.credit import Credit
-    from api.ports import Booking, Permit, UpstreamAnswer
+    from api.ports import Permit, UpstreamAnswer
     from auth.principal import Principal
 
 T = TypeVar("T")
@@ -79,6 +81,7 @@ class Stream:
         "limit_headers",
         "order",
         "permit",
+        "price",
         "send",
         "sending_since",
         "sent_at",
@@ -110,6 +113,7 @@ class Stream:
         self.input_tokens = 0  # what was reserved for the prompt
         self.credit: Credit | None = None
         self.permit: Permit | None = None
+        self.price: Price | None = None  # what the model costs this tenant, as it was when it came
         self.booking: Booking | None = None
         self.booked: asyncio.Future[None] | None = None
         self.called = False  # the upstream has, or may have, got the request

@@ -11,10 +11,11 @@ import logging
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
+from api.core.record import Checkpoint
 from api.core.usage import encoding_of
 from api.flow.relay import heartbeat
 from api.flow.settle import used_so_far
-from api.ports import Checkpoint, Renewal
+from api.ports import Renewal
 
 if TYPE_CHECKING:
     from api.core.meter import Snapshot
@@ -66,7 +67,7 @@ def _look(gate: Gate, stream: Stream, now: float) -> None:
 async def _renew(gate: Gate) -> None:
     gate.renewed.clear()
     renewals = [
-        Renewal(stream.permit, used_so_far(gate, stream, stream.order.meter.usage()))
+        Renewal(stream.permit, used_so_far(stream, stream.order.meter.usage()))
         for stream in gate.live.values()
         if stream.permit is not None
     ]

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from api.core.demands import period_of
-from api.ports import Spending
+from api.core.record import Spending
 
 if TYPE_CHECKING:
     from api.core.demand import Ask, Reply

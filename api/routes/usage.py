@@ -11,7 +11,7 @@ from api.deps import GateDep, UsageReader
 from api.schema import PRINTABLE, UsageEventPage, UsageTotals
 
 if TYPE_CHECKING:
-    from api.ports import UsageEvent
+    from api.core.record import UsageEvent
 
 router = APIRouter(tags=["usage"])
 

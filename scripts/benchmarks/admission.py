@@ -63,7 +63,7 @@ _CASES = {
 
 
 def _demands(limits: list[Limit]) -> tuple[Demand, ...]:
-    price = Price(1, 1, 1)
+    price = Price(1, 1, 1, 1)
     return demands_of(limits, now=datetime.now(UTC), time_zone="UTC", input_tokens=50, price=price)
 
 

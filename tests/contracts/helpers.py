@@ -17,8 +17,8 @@ from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import metadata
 from api.core.booking import Ended, Happening
 from api.core.demand import Terms
+from api.core.record import Booking, Spending, UsageEvent
 from api.core.usage import Certainty, Source, Usage
-from api.ports import Booking, Spending, UsageEvent
 from api.tasks import Tasks
 from auth.principal import Scope
 

@@ -14,8 +14,9 @@ from sqlalchemy import select, text
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import in_flight, usage_events
 from api.core.booking import ENDINGS, Ended, Happening
+from api.core.record import Checkpoint, Totals
 from api.core.usage import NOTHING, Certainty, Source, Usage
-from api.ports import Checkpoint, LedgerUnavailable, Totals
+from api.ports import LedgerUnavailable
 from api.tasks import Tasks
 from tests.contracts.helpers import START, booking, bounded, event, eventually, of_token, outcomes, writing
 

@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from api.adapters.database_sql import database_url, open_engine
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import in_flight, usage_events
-from api.ports import Checkpoint, LedgerUnavailable
+from api.core.record import Checkpoint
+from api.ports import LedgerUnavailable
 from api.tasks import Tasks
 from tests.contracts.helpers import (
     BOUND_SECONDS,

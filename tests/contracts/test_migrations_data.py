@@ -25,7 +25,7 @@ from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import alembic_config, migrate, open_engine
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.tables_sql import UtcTime, metadata
-from api.ports import Spending, Totals
+from api.core.record import Spending, Totals
 from auth import keys
 from auth.principal import Scope, StoredTenant, StoredUser
 from tests.contracts.helpers import BY, START, Clock, booking, event, outcomes, writing

@@ -97,7 +97,7 @@ def test_a_budgets_counter_outlives_its_period_by_a_day(now, zone) -> None:
 
 def test_each_limit_asks_for_its_own() -> None:
     """A slot, a request, tokens of input and output, or their price, rounded up for every single token."""
-    price = Price(150_000, 75_000, 600_001)
+    price = Price(150_000, 75_000, 600_001, 600_001)
     made = {}
     for name in LIMITS:
         one = demand(Limit("tenant", "tn_a", 9, name), input_tokens=7, price=price)
@@ -118,7 +118,7 @@ def test_each_limit_asks_for_its_own() -> None:
 def test_output_that_is_free_is_still_counted() -> None:
     """Or a stream would have no credit to be stopped by."""
     limit = Limit("tenant", "tn_a", 9, "nano_dollars_per_day")
-    assert demand(limit, input_tokens=7, price=Price(0, 0, 0))[3:5] == (0, 1)
+    assert demand(limit, input_tokens=7, price=Price(0, 0, 0, 0))[3:5] == (0, 1)
 
 
 def test_shadow_and_owner_are_those_of_the_limit() -> None:

@@ -12,10 +12,9 @@ import pytest
 from api.core.booking import Ended, Happening
 from api.core.demand import NEVER_US, Reply, Verdict
 from api.core.dialects import openai_chat
-from api.core.money import SCRIPTED
 from api.flow.tend import tick
 from auth.principal import Limit
-from tests.support.hand import DONE, FINISH, USAGE, Hand, token
+from tests.support.hand import DONE, FINISH, SCRIPTED, USAGE, Hand, token
 
 if TYPE_CHECKING:
     from api.core.demand import Ask

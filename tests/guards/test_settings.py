@@ -52,9 +52,6 @@ def test_every_setting_can_be_set_by_its_name(monkeypatch: pytest.MonkeyPatch):
     }
     issuers = EXAMPLE.cwd() / "issuers.json"
     issuers.write_text("[]")
-    prices = EXAMPLE.cwd() / "prices.json"
-    prices.write_text('{"m": {"input": 1, "output": 2}}')
-    values["PRICES_FILE"] = str(prices)
     values |= {"ISSUERS_FILE": str(issuers), "TRUSTED_PROXIES": "10.0.0.0/8"}
     values |= {"OPENAI_BASE_URL": "http://x", "HOST": "localhost"}
     defaults = Settings(_env_file=None)
@@ -96,7 +93,6 @@ def test_a_dotenv_in_the_working_directory_is_read_and_the_environment_wins(monk
         {"redis_url": "http://x"},
         {"redis_away": "hope"},
         {"budget_end": "never"},
-        {"prices_file": "/nowhere/prices.json"},
         {"max_worker_streams": -1},
         {"lease_seconds": 2.9, "tick_seconds": 1},
         {"openai_base_url": "ftp://x"},

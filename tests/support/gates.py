@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from api.core.record import UsageEvent
     from api.deps import LifespanState
     from api.flow.gate import Gate
-    from api.ports import UsageEvent
 
 SECRET_KEY = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 BY = Actor("test")

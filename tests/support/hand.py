@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from api.adapters.clock_system import SystemClock
@@ -11,7 +12,7 @@ from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.core.demand import NEVER_US, Reply, Shape, Verdict
 from api.core.dialects import openai_chat, plain
 from api.core.meter import Meter
-from api.core.money import read_prices
+from api.core.money import Price, Prices, PriceVersion
 from api.core.policy import Policy
 from api.edge import Connection
 from api.flow.gate import Gate
@@ -23,12 +24,21 @@ from auth.principal import Limit, NotAuthenticated, Principal, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from api.core.demand import Ask
     from api.core.dialects import Writer
-    from api.ports import Booking, Checkpoint, Permit, Renewal, Spending, UsageEvent
+    from api.core.record import Booking, Checkpoint, Spending, UsageEvent
+    from api.ports import Permit, Renewal
     from auth.principal import StoredTenant
+
+
+PRICES = Prices(
+    [PriceVersion(1, "scripted*", datetime(2020, 1, 1, tzinfo=UTC), 10**9, 5 * 10**8, 2 * 10**9, 2 * 10**9)]
+)
+"""The price list as the migration leaves it."""
+
+SCRIPTED = Price(10**9, 5 * 10**8, 2 * 10**9, 2 * 10**9, version="1")
+"""The scripted model's price."""
 
 
 class Log(list[str]):
@@ -245,7 +255,7 @@ class Hand:
             authenticator=self.authenticator,  # type: ignore[arg-type]
             doorbell=None,  # type: ignore[arg-type]
             tokenizer=ToktokTokenizer(),
-            prices=read_prices({}),
+            prices=PRICES,
             policy=Policy(**policy),
             places=Places(0),
         )

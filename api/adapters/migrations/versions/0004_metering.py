@@ -1,0 +1,142 @@
+"""Prices in versions, corrections, roll-ups, the outbox, and who of the workers lives.
+
+New tables, and two columns without a default: nothing is rewritten. Events that are there already are queued
+for the roll-ups.
+
+Revision ID: 0004
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from api.adapters.tables_sql import UtcTime
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+_BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_SUMS = (
+    "events",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "cost_nano_dollars",
+)
+_DUE = sa.text("delivered_at IS NULL AND dead_at IS NULL")
+_CORRECTS = sa.text("corrects IS NOT NULL")
+
+
+def upgrade() -> None:
+    op.add_column("usage_events", sa.Column("price_version", sa.String(40)))
+    op.add_column("usage_events", sa.Column("corrects", sa.String(40)))
+    op.create_index(
+        "ix_usage_events_corrects",
+        "usage_events",
+        ["corrects"],
+        sqlite_where=_CORRECTS,
+        postgresql_where=_CORRECTS,
+    )
+    op.create_table(
+        "workers",
+        sa.Column("id", sa.String(100), primary_key=True),
+        sa.Column("beat", sa.BigInteger, nullable=False),
+        sa.Column("started_at", UtcTime, nullable=False),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.String(40), primary_key=True),
+        sa.Column("holder", sa.String(100), nullable=False),
+        sa.Column("expires_at", UtcTime, nullable=False),
+    )
+    _prices()
+    _rollups()
+    _outbox()
+
+
+def _prices() -> None:
+    op.create_table(
+        "prices",
+        sa.Column("version", _BIG, primary_key=True),
+        sa.Column("model", sa.String(256), nullable=False),
+        sa.Column("valid_from", UtcTime, nullable=False),
+        sa.Column("input", sa.BigInteger, nullable=False),
+        sa.Column("cached_input", sa.BigInteger, nullable=False),
+        sa.Column("output", sa.BigInteger, nullable=False),
+        sa.Column("reasoning", sa.BigInteger, nullable=False),
+        sa.Column("created_at", UtcTime, nullable=False),
+        sa.Column("created_by", sa.String(400), nullable=False),
+    )
+    # What the scripted model is made to cost: one dollar per million tokens of input, two of output.
+    since, now = "'2020-01-01 00:00:00+00'", "CURRENT_TIMESTAMP"
+    if op.get_bind().dialect.name == "sqlite":
+        since, now = "'2020-01-01 00:00:00.000000'", "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+    op.execute(
+        "INSERT INTO prices"  # noqa: S608 - constants
+        " (model, valid_from, input, cached_input, output, reasoning, created_at, created_by)"
+        f" VALUES ('scripted*', {since}, 1000000000, 500000000, 2000000000, 2000000000, {now}, 'migration')"
+    )
+    op.create_table(
+        "markups",
+        sa.Column("version", _BIG, primary_key=True),
+        sa.Column("tenant_id", sa.String(40), nullable=False),
+        sa.Column("valid_from", UtcTime, nullable=False),
+        sa.Column("basis_points", sa.Integer, nullable=False),
+        sa.Column("created_at", UtcTime, nullable=False),
+        sa.Column("created_by", sa.String(400), nullable=False),
+    )
+
+
+def _rollups() -> None:
+    op.create_table(
+        "rollup_queue",
+        sa.Column("event_id", sa.String(40), primary_key=True),
+        sa.Column("tenant_id", sa.String(40), nullable=False),
+        sa.Column("started_at", UtcTime, nullable=False),
+    )
+    op.create_index("ix_rollup_queue_tenant_id", "rollup_queue", ["tenant_id"])
+    op.execute(
+        "INSERT INTO rollup_queue (event_id, tenant_id, started_at)"
+        " SELECT id, tenant_id, started_at FROM usage_events"
+    )
+    op.create_table(
+        "usage_rollups",
+        sa.Column("tenant_id", sa.String(40), primary_key=True),
+        sa.Column("cube", sa.String(10), primary_key=True),
+        sa.Column("starts_at", UtcTime, primary_key=True),
+        sa.Column("key_id", sa.String(12), primary_key=True),
+        sa.Column("end_user", sa.String(200), primary_key=True),
+        sa.Column("model", sa.String(256), primary_key=True),
+        sa.Column("upstream", sa.String(100), primary_key=True),
+        *(sa.Column(name, sa.BigInteger, nullable=False) for name in _SUMS),
+    )
+    op.create_index("ix_usage_rollups_cube", "usage_rollups", ["cube", "starts_at"])
+    op.create_index(
+        "ix_usage_rollups_end_user", "usage_rollups", ["tenant_id", "cube", "end_user", "starts_at"]
+    )
+
+
+def _outbox() -> None:
+    op.create_table(
+        "outbox",
+        sa.Column("event_id", sa.String(40), primary_key=True),
+        sa.Column("started_at", UtcTime, nullable=False),
+        sa.Column("created_at", UtcTime, nullable=False),
+        sa.Column("delivered_at", UtcTime),
+        sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("next_at", UtcTime, nullable=False),
+        sa.Column("dead_at", UtcTime),
+        sa.Column("error", sa.String(200)),
+    )
+    op.create_index("ix_outbox_due", "outbox", ["next_at"], sqlite_where=_DUE, postgresql_where=_DUE)
+
+
+def downgrade() -> None:
+    for table in ("outbox", "usage_rollups", "rollup_queue", "markups", "prices", "leases", "workers"):
+        op.drop_table(table)
+    op.drop_index("ix_usage_events_corrects", "usage_events")
+    with op.batch_alter_table("usage_events") as events:
+        events.drop_column("corrects")
+        events.drop_column("price_version")
