@@ -221,6 +221,11 @@ class Limiter(Protocol):
 class Ledger(Protocol):
     """The record. Writes of all streams of a worker are committed in groups."""
 
+    @property
+    def away(self) -> bool:
+        """Whether its database is, and what is to be written waits on this host's disk."""
+        ...
+
     def book(self, booking: Booking) -> asyncio.Future[None]:
         """Start writing a booking; the future is done once it is durable, or fails: LedgerUnavailable."""
         ...

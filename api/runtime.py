@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from api import demo
@@ -17,19 +17,25 @@ from api.adapters.clock_system import SystemClock
 from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import open_engine
 from api.adapters.doorbell_redis import RedisDoorbell
+from api.adapters.lease_sql import Lease
+from api.adapters.ledger_spool import LedgerSpool, replay_orphans
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.limiter_share import ShareLimiter
 from api.adapters.prices_sql import SqlPrices
+from api.adapters.reaper_sql import Pulse, Reaper
 from api.adapters.redis_connect import connect
+from api.adapters.spool_file import Spool, path_of
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
 from api.core.demand import Terms
 from api.core.policy import Policy
 from api.flow.gate import Gate
+from api.flow.keep import lead, repeat
 from api.flow.tend import tend
 from api.flow.turns import Places
 from api.flow.watch import Watch, note_used, note_used_for_ever
+from api.settings import worker_name
 from auth.authenticator import Authenticator
 from auth.door import Door
 from auth.issuers import Issuers
@@ -37,9 +43,10 @@ from auth.memory import Memory
 from auth.tokens import TokenSigner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from redis.asyncio import Redis
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
     from api.adapters.upstream_openai import OpenAIUpstream
     from api.deps import LifespanState
@@ -51,6 +58,12 @@ log = logging.getLogger("sluicegate.runtime")
 
 _CLOSE_SECONDS = 10.0
 """How long a shutdown waits for a database that is away."""
+
+_AWAY_SECONDS = 900.0
+"""How long keys are believed that were known before the database went away, where new streams go on."""
+
+_LEAVE_SECONDS = 2.0
+"""How long a worker takes its leave."""
 
 _ISSUERS_SECONDS = 10.0
 """How often it is looked whether an identity provider's keys have become old."""
@@ -65,7 +78,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         engine = open_engine(settings.ledger_url)
         reading = open_engine(settings.ledger_url, connections=6)
         changing = open_engine(settings.ledger_url, connections=4)
-        for opened in (engine, reading, changing):
+        keeping = open_engine(settings.ledger_url, connections=4)
+        for opened in (engine, reading, changing, keeping):
             stack.push_async_callback(opened.dispose)
         redis = connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
@@ -75,11 +89,18 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         issuers = _issuers(settings, stack, clock) if settings.issuers_file else Issuers((), _nothing, clock)
         signer = TokenSigner(demo.secrets_of(settings).secret_key, settings.retired_secrets)
         credentials = SqlCredentials(reading, clock)
-        memory = Memory(credentials, clock)
-        ledger = SqlLedger(engine)
+        away_seconds = _AWAY_SECONDS if settings.database_away == "spool" else 0.0
+        memory = Memory(credentials, clock, away_seconds=away_seconds)
+        worker = worker_name()
+        spool = LedgerSpool(
+            Spool(path_of(settings.spool_dir, worker), max_bytes=settings.spool_max_bytes).open()
+        )
+        stack.push_async_callback(spool.close)
+        ledger = SqlLedger(engine, spool=spool, spools_bookings=settings.database_away == "spool")
+        price_book = SqlPrices(changing, clock)
         gate = Gate(
             clock=clock,
-            limiter=_limiter(settings, redis, clock),
+            limiter=_limiter(settings, redis, clock, worker),
             ledger=ledger,
             upstream=upstream,
             accounts=SqlAccounts(changing, clock),
@@ -87,8 +108,9 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             authenticator=Authenticator(memory, signer, issuers, Door(clock), clock),
             doorbell=RedisDoorbell(redis, timeout_seconds=settings.redis_timeout_seconds),
             tokenizer=tokenizer,
-            prices=await SqlPrices(reading).load(),
-            policy=policy_of(settings),
+            price_book=price_book,
+            prices=await price_book.load(),
+            policy=policy_of(settings, worker),
             places=Places(settings.max_worker_streams),
         )
         for encoding in ("o200k_base", "cl100k_base"):
@@ -101,6 +123,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             gate.chores.start(gate.doorbell.listen(gate.changed.set), name="doorbell")
         if issuers.has_key_sets:
             gate.chores.start(_refresh(issuers), name="issuers")
+        leave = await _keep(gate, settings, ledger, keeping)
         try:
             yield {"gate": gate, "authenticator": gate.authenticator, "signer": signer}
         finally:
@@ -109,9 +132,49 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             await asyncio.wait([writing], timeout=_CLOSE_SECONDS)
             await note_used(gate)
             await gate.chores.cancel()
+            await leave()
 
 
-def _limiter(settings: Settings, redis: Redis, clock: SystemClock) -> ShareLimiter:
+async def _keep(
+    gate: Gate, settings: Settings, ledger: SqlLedger, engine: AsyncEngine
+) -> Callable[[], Awaitable[None]]:
+    """Start what goes on beside the streams; returns how this worker takes its leave."""
+    worker, seconds = gate.policy.worker, 2 * settings.tick_seconds
+    pulse = Pulse(engine, gate.clock, worker)
+    await pulse.beat()
+    lease = Lease(engine, gate.clock, worker, seconds=settings.lease_seconds * 0.4)
+    reaper = Reaper(
+        engine,
+        lease,
+        gate.clock,
+        lambda: gate.prices,
+        dead_seconds=settings.lease_seconds * 0.8,
+        orphan_seconds=settings.stream_seconds + 60,
+    )
+    jobs = [reaper]
+
+    async def take_over() -> None:
+        if not ledger.away:
+            most = settings.spool_max_bytes
+            await replay_orphans(settings.spool_dir, ledger.commit_again, max_bytes=most)
+
+    async def leave() -> None:
+        with suppress(Exception):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await lease.give_up()
+                if not ledger.spooled_bytes:  # else something of it is open
+                    await pulse.stop()
+
+    for name, what, work in (
+        ("pulse", "this worker cannot show that it lives", pulse.beat),
+        ("spools", "a dead worker's spool waits", take_over),
+        ("lead", "the books wait", lambda: lead(lease.hold, jobs)),
+    ):
+        gate.chores.start(repeat(work, what, seconds=seconds), name=name)
+    return leave
+
+
+def _limiter(settings: Settings, redis: Redis, clock: SystemClock, worker: str) -> ShareLimiter:
     lease, tick = (int(seconds * 1_000_000) for seconds in (settings.lease_seconds, settings.tick_seconds))
     terms = Terms(lease, 3 * tick, 2 * tick)
     in_redis = RedisLimiter(redis, terms, timeout_seconds=settings.redis_timeout_seconds)
@@ -119,7 +182,7 @@ def _limiter(settings: Settings, redis: Redis, clock: SystemClock) -> ShareLimit
         in_redis,
         clock,
         terms,
-        worker=settings.worker,
+        worker=worker,
         mode=settings.redis_away,
         workers=settings.web_concurrency,
         tick_seconds=settings.tick_seconds,
@@ -160,7 +223,7 @@ def _upstream(settings: Settings, tokenizer: Tokenizer) -> OpenAIUpstream | Scri
     )
 
 
-def policy_of(settings: Settings) -> Policy:
+def policy_of(settings: Settings, worker: str = "worker") -> Policy:
     """What the flow needs to know of the settings."""
     return Policy(
         lease_seconds=settings.lease_seconds,
@@ -173,5 +236,10 @@ def policy_of(settings: Settings) -> Policy:
         default_model=settings.model_or_default,
         default_max_streams=settings.default_max_streams,
         wall_is_error=settings.budget_end == "error",
-        worker=settings.worker,
+        continuous_usage=settings.continuous_usage,
+        reads_on=settings.on_disconnect == "drain",
+        read_on_seconds=settings.read_on_seconds,
+        read_on_tokens=settings.read_on_tokens,
+        read_on_streams=settings.read_on_streams,
+        worker=worker,
     )

@@ -38,11 +38,12 @@ class PlainRequest(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """OpenAI's `stream_options`."""
+    """OpenAI's `stream_options`, and vLLM's `continuous_usage_stats`: usage in every chunk."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
 class ChatMessage(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 import socket
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api.core.cloud_events import signing_key
 from api.redis_url import parse_redis_url
 from auth.issuers import IssuerConfig, is_loopback, load_issuers
 
@@ -50,6 +52,8 @@ class Settings(BaseSettings):
     database_url: str = ""
     redis_url: str = "memory://"
     redis_timeout_seconds: Seconds = 0.25
+    database_away: Literal["refuse", "spool"] = "refuse"
+    spool_max_bytes: Annotated[int, Field(ge=1 << 16)] = 256 * 1024 * 1024
     redis_away: Literal["share", "closed", "open"] = "share"
     auto_migrate: bool = True
 
@@ -66,6 +70,13 @@ class Settings(BaseSettings):
     openai_base_url: str = ""
     default_model: str = ""
 
+    export_url: str = ""
+    export_secret: SecretStr = SecretStr("")
+    export_token: SecretStr = SecretStr("")
+    export_source: Annotated[str, Field(pattern=r"^[!-~]{1,200}$")] = "sluicegate"
+    export_batch: Annotated[int, Field(ge=1, le=1000)] = 100
+    export_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 15.0
+
     default_max_streams: Annotated[int, Field(ge=1)] = 20
     max_worker_streams: Annotated[int, Field(ge=0)] = 0
     budget_end: Literal["length", "error"] = "length"
@@ -73,6 +84,11 @@ class Settings(BaseSettings):
     heartbeat_seconds: Seconds = 15.0
     stream_seconds: Seconds = 600.0
     upstream_silence_seconds: Seconds = 120.0
+    continuous_usage: bool = False
+    on_disconnect: Literal["cancel", "drain"] = "cancel"
+    read_on_seconds: Seconds = 30.0
+    read_on_tokens: Annotated[int, Field(ge=1)] = 4096
+    read_on_streams: Annotated[int, Field(ge=1)] = 100
     send_seconds: Seconds = 30.0
     settle_seconds: Seconds = 5.0
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
@@ -110,6 +126,33 @@ class Settings(BaseSettings):
     def _redis(cls, url: str) -> str:
         parse_redis_url(url)
         return url
+
+    @field_validator("export_url")
+    @classmethod
+    def _receiver(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in {"http", "https"} or not parts.hostname):
+            raise ValueError("EXPORT_URL must begin with http:// or https://, and name a host")
+        if "@" in parts.netloc:
+            raise ValueError("EXPORT_URL must not hold a password: EXPORT_TOKEN is the place for it")
+        return url
+
+    @field_validator("export_secret")
+    @classmethod
+    def _signing_key(cls, secret: SecretStr) -> SecretStr:
+        if secret.get_secret_value():
+            try:
+                signing_key(secret.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"EXPORT_SECRET: {error}") from None
+        return secret
+
+    @field_validator("export_token")
+    @classmethod
+    def _header(cls, token: SecretStr) -> SecretStr:
+        if not token.get_secret_value().isascii() or not token.get_secret_value().isprintable():
+            raise ValueError("EXPORT_TOKEN must be printable ASCII: it goes into a header")
+        return token
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -193,9 +236,14 @@ class Settings(BaseSettings):
         return self.default_model or ("scripted" if self.scripted else "gpt-4o-mini")
 
     @property
-    def worker(self) -> str:
-        """The name of this process in the ledger."""
-        return f"{socket.gethostname()}:{os.getpid()}"[-100:]
+    def spool_dir(self) -> Path:
+        """Where the ledger's writes go while the database is away."""
+        return self.data_dir / "spool"
+
+
+def worker_name() -> str:
+    """A name that no other process has, nor had: a container's process id is always the same."""
+    return f"{socket.gethostname()[-80:]}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def _check_secret(name: str, secret: str) -> None:

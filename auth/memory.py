@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from auth.principal import Change
 
-KINDS = frozenset({"key", "tenant", "token", "user", "stream"})
+KINDS = frozenset({"key", "tenant", "token", "user", "stream", "price"})
 """What may be remembered, or is news to somebody; the feed has other entries too."""
 
 LATEST = 50
@@ -100,12 +100,15 @@ class Memory:
         max_age_seconds: float = 30.0,
         entries: int = 10_000,
         loads: int = 4,
+        away_seconds: float = 0.0,
     ) -> None:
         self.version = 0
         self._store = store
         self._clock = clock
         self._trust_seconds = trust_seconds
         self._max_age_seconds = max_age_seconds
+        self._away_seconds = away_seconds  # so long what is remembered is believed though nobody can be asked
+        self._failed_at = float("-inf")
         self._entries = entries
         self._loading = asyncio.Semaphore(loads)  # a flood of unknown ids must not take all connections
         self._known: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
@@ -154,7 +157,7 @@ class Memory:
         await self.current()
         now, place = self._clock.monotonic(), (kind, name)
         entry = self._known.get(place)
-        if entry is not None and now - entry.at < self._max_age_seconds:
+        if entry is not None and (now - entry.at < self._max_age_seconds or self._is_alone(now)):
             self._known.move_to_end(place)
             return entry.value
         if now - self._unknown.get(place, float("-inf")) < self._max_age_seconds:
@@ -187,7 +190,17 @@ class Memory:
         """Make sure that the feed was read less than `trust_seconds` ago. Raises what the store raises."""
         oldest = self._clock.monotonic() - self._trust_seconds
         while self._read_at <= oldest:  # again, where it joined a reading that had begun too long ago
-            await self._once(_FEED, self.refresh)
+            if self._is_alone(self._clock.monotonic()):
+                return
+            try:
+                await self._once(_FEED, self.refresh)
+            except Exception:
+                if not self._is_alone(self._clock.monotonic()):
+                    raise
+
+    def _is_alone(self, now: float) -> bool:
+        """Whether the store is away, and what is remembered goes on to hold for a while."""
+        return self._failed_at > self._read_at and now - self._read_at < self._away_seconds
 
     async def doubt(self) -> None:
         """Read the feed, where something looks older than it can be; twenty times a second at most."""
@@ -198,7 +211,11 @@ class Memory:
         """Read the feed now, and forget what has changed."""
         started, after = self._clock.monotonic(), self._position
         self._gaps = {seq: at for seq, at in self._gaps.items() if started - at < GAP_SECONDS}
-        changes = await self._store.changes(after, list(self._gaps))
+        try:
+            changes = await self._store.changes(after, list(self._gaps))
+        except Exception:
+            self._failed_at = started
+            raise
         if after is None:  # behind the feed's reading, so that nothing falls between the two
             revoked = await self._store.revoked_tokens()
             self._revoked = OrderedDict(dict.fromkeys(revoked, started)) | self._revoked

@@ -99,17 +99,18 @@ def workers_of(gate: GateProcess) -> list[psutil.Process]:
     return found
 
 
-def name_of(worker: psutil.Process) -> str:
-    """What a worker calls itself in Redis and in the ledger (Settings.worker)."""
-    return f"{socket.gethostname()}:{worker.pid}"[-100:]
+def beginning_of(worker: psutil.Process) -> str:
+    """How the name begins that a worker has in Redis and in the ledger (api.settings.worker_name)."""
+    return f"{socket.gethostname()[-80:]}:{worker.pid}:"
 
 
 def are_serving(stage: Stage, gate: GateProcess, workers: int) -> bool:
     """Whether so many workers are there, and each has said so in Redis."""
     found = workers_of(gate)
     with stage.redis.client() as client:
-        known = set(client.zrange("sg:workers", 0, -1))
-    return len(found) == workers and all(name_of(worker).encode() in known for worker in found)
+        known = [name.decode() for name in client.zrange("sg:workers", 0, -1)]
+    here = [any(name.startswith(beginning_of(worker)) for name in known) for worker in found]
+    return len(found) == workers and all(here)
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:

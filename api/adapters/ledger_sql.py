@@ -2,73 +2,83 @@
 
 One writer task for each worker takes all that waits, in the order it came, and commits it as one
 transaction; while a commit is under way the next group gathers. So a lone request waits for nobody, and
-the cost of a stream falls as load grows. A settlement deletes its booking and inserts the event in the
-same transaction: whoever deletes the booking owns the event, so a repeat writes nothing.
+the cost of a stream falls as load grows.
 
 If a group fails because of one of its rows, its members are committed one by one, and only the culprit
-fails. If the database is away, bookings fail (nothing was delivered yet: P1) and settlements wait and are
-tried again, in memory, until it is back; a worker that is killed meanwhile leaves its bookings behind.
+fails. If the database is away, or takes longer than a second, settlements and checkpoints go to the spool, on
+this host's disk, and from there to the ledger when it is back, in order; again is the same. Bookings fail
+(nothing was delivered yet: P1), unless they are to go to the spool too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
-from api.adapters import rows_sql
+from api.adapters import ledger_writes_sql as writes
 from api.adapters.database_sql import WRITES
-from api.adapters.tables_sql import in_flight, usage_events
-from api.core.ids import first_id
-from api.core.record import Totals
+from api.adapters.ledger_reads_sql import SqlReads
+from api.core.record import Booking, UsageEvent
+from api.core.spool import Records
 from api.ports import LedgerUnavailable
+from api.tasks import Tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Awaitable, Sequence
 
-    from sqlalchemy import Select
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from api.core.record import Booking, Checkpoint, InFlight, Spending, UsageEvent
+    from api.adapters.ledger_spool import LedgerSpool
+    from api.core.record import Checkpoint
 
 log = logging.getLogger("sluicegate.ledger")
 
-_OWNERS = {"key": "key_id", "user": "end_user", "token": "token_id"}
 _MAX_GROUP = 500
 _COMMIT_SECONDS = 10.0
+_SLOW_SECONDS = 1.0
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0)
-
-_UPDATE_CHECKPOINT = (
-    update(in_flight)
-    .where(in_flight.c.id == bindparam("booking_id"))
-    .values(
-        input_tokens=bindparam("inputs"), output_tokens=bindparam("outputs"), checkpoint_at=bindparam("at")
-    )
-)
 
 
 class _Op(NamedTuple):
     """One thing to write, and who waits for it."""
 
     item: Booking | UsageEvent
-    settles: bool
     done: asyncio.Future[None]
 
+    @property
+    def settles(self) -> bool:
+        return isinstance(self.item, UsageEvent)
 
-class SqlLedger:
-    """Start `run` as a task; `close` ends it once all is written."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+class SqlLedger(SqlReads):
+    """Start `run` as a task; `close` ends it once all is written, or lies in the spool.
+
+    `spools_bookings`: while the database is away new bookings are durable once they are in the spool.
+    `exports`: events are queued for the export too.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        spool: LedgerSpool | None = None,
+        spools_bookings: bool = False,
+        exports: bool = False,
+    ) -> None:
+        super().__init__(engine)
+        self._spool = spool
+        self._spools_bookings = spools_bookings and spool is not None
+        self._exports = exports
         self._waiting: list[_Op] = []
         self._checkpoints: dict[str, Checkpoint] = {}
         self._wake = asyncio.Event()
         self._closing = False
         self._down = False
+        self._commits = Tasks()
 
     # --- what the flow calls: none of these waits -----------------------------------------------
 
@@ -77,28 +87,28 @@ class SqlLedger:
 
         Fails at once while the database is known to be away.
         """
-        if self._down:
+        if self._down and not self._spools_bookings:
             refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             refused.set_exception(LedgerUnavailable("the database is away"))
             refused.exception()  # it is not an error that nobody waits for it
             return refused
-        return self._submit(booking, settles=False)
+        return self._submit(booking)
 
     def settle(self, event: UsageEvent) -> asyncio.Future[None]:
         """Turn a booking into its event; done once that is durable."""
         self._checkpoints.pop(event.booking.id, None)
-        return self._submit(event, settles=True)
+        return self._submit(event)
 
     def checkpoint(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Write running counts; of one booking only the latest."""
         self._checkpoints |= {checkpoint.booking_id: checkpoint for checkpoint in checkpoints}
         self._wake.set()
 
-    def _submit(self, item: Booking | UsageEvent, *, settles: bool) -> asyncio.Future[None]:
+    def _submit(self, item: Booking | UsageEvent) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # Nobody may be waiting any more when it fails: that is not an error to be reported twice.
         done.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._waiting.append(_Op(item, settles, done))
+        self._waiting.append(_Op(item, done))
         self._wake.set()
         return done
 
@@ -107,162 +117,185 @@ class SqlLedger:
     async def run(self) -> None:
         """Write until closed and all is written."""
         failures = 0
-        while not (self._closing and not self._waiting):
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting or self._checkpoints or self._down:
-                if await self._write_group():
-                    failures = 0
-                    continue
-                failures += 1
-                if self._closing and (failures > len(_RETRY_SECONDS) or not self._waiting):
-                    self._give_up()
-                    return
-                await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1])
+        try:
+            while not (self._closing and not self._waiting):
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting or self._checkpoints or self._down or self.spooled_bytes:
+                    if await self._replay() and await self._write_group():
+                        failures = 0
+                        continue
+                    failures += 1
+                    await self._put_by()
+                    if self._closing and (failures > len(_RETRY_SECONDS) or not self._waiting):
+                        self._give_up()
+                        return
+                    await self._pause(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1])
+        finally:
+            await self._commits.cancel()
 
     async def close(self) -> None:
         """No more will come: `run` returns when all is written, or after two seconds without a database."""
         self._closing = True
         self._wake.set()
 
+    @property
+    def away(self) -> bool:
+        """Whether the last write failed."""
+        return self._down
+
+    @property
+    def spooled_bytes(self) -> int:
+        """What waits in the spool."""
+        return self._spool.size_bytes if self._spool is not None else 0
+
     def _give_up(self) -> None:
-        log.error("the database is away: %d settlements are not written", len(self._waiting))
+        if self._waiting:
+            log.error("the database is away: %d settlements are not written", len(self._waiting))
         for op in self._waiting:
             _fail(op, LedgerUnavailable("shut down while the database was away"))
         self._waiting.clear()
 
-    async def _write_group(self) -> bool:
-        """Write what waits. False if the database is away; settlements and checkpoints then wait on."""
-        group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
+    async def _pause(self, seconds: float) -> None:
+        """Wait before the next attempt; what comes meanwhile is put by at once."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self._spool is not None and (left := end - loop.time()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+            self._wake.clear()
+            await self._put_by()
+            if self._waiting or self._closing:
+                break  # the spool takes no more
+        await asyncio.sleep(max(0.0, end - loop.time()))
+
+    async def _put_by(self) -> None:
+        """What waits goes to the spool, as far as it may and the spool takes it."""
+        if self._spool is None:
+            return
+        group = [op for op in self._waiting if op.settles or self._spools_bookings]
+        for op in self._waiting:
+            if op not in group:
+                _fail(op, LedgerUnavailable("the database is away"))
+        self._waiting = group
         checkpoints, self._checkpoints = self._checkpoints, {}
+        await self._spool.put_checkpoints(list(checkpoints.values()))
+        if group and await self._spool.put([op.item for op in group]):
+            self._waiting = self._waiting[len(group) :]
+            for op in group:
+                _succeed(op)
+
+    async def _replay(self) -> bool:
+        """Put what is spooled on the ledger. False if the database is away."""
+        if self._spool is None or not self.spooled_bytes:
+            return True
         try:
-            await self._commit(group, checkpoints)
-        except Exception as error:  # noqa: BLE001 - sorted by what is at fault
-            self._checkpoints = checkpoints | self._checkpoints
-            if _rows_fault(error):
-                return await self._write_singly(group)
-            self._put_back(group, error)
+            await self._spool.replay(self.commit_again)
+        except Exception as error:  # noqa: BLE001 - rows that are refused are sorted out further down
+            self._is_down(error, "what is spooled")
             return False
         self._down = False
-        for op in group:
-            _succeed(op)
         return True
 
-    async def _write_singly(self, group: list[_Op]) -> bool:
+    async def _write_group(self) -> bool:
+        """Write what waits. False if the database is away."""
+        group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
+        checkpoints, self._checkpoints = self._checkpoints, {}
+        commit = self._commits.start(_outcome(self._commit(_records(group, checkpoints))), name="commit")
+        while not (await asyncio.wait([commit], timeout=_SLOW_SECONDS))[0]:
+            await self._put_by_slow([*group, *self._waiting])
+        error = commit.result()
+        if error is None:
+            self._down = False
+            for op in group:
+                _succeed(op)
+            return True
+        group = [op for op in group if not op.done.done() or not op.settles]
+        if rows_fault(error):
+            return await self._write_singly(group, checkpoints)
+        self._put_back(group, error)
+        self._checkpoints = checkpoints | self._checkpoints
+        return False
+
+    async def _put_by_slow(self, group: list[_Op]) -> None:
+        """The commit takes long: nobody waits for it whose settlement is in the spool as well."""
+        slow = [op for op in group if op.settles and not op.done.done()]
+        if self._spool is not None and slow and await self._spool.put([op.item for op in slow]):
+            for op in slow:
+                _succeed(op)
+
+    async def _write_singly(self, group: list[_Op], checkpoints: dict[str, Checkpoint]) -> bool:
         """One row of the group is refused: write the others, and let that one fail alone."""
         for position, op in enumerate(group):
-            try:
-                await self._commit([op], {})
-            except Exception as error:  # noqa: BLE001 - sorted by what is at fault
-                if not _rows_fault(error):
-                    self._put_back(group[position:], error)
-                    return False
-                log.error("a row was refused: %s", type(error).__name__)  # noqa: TRY400 - its text may hold data
+            error = await _outcome(self._commit(_records([op], {})))
+            if error is None:
+                _succeed(op)
+            elif rows_fault(error):
+                log.error("a row was refused: %s", type(error).__name__)  # its text may hold data
                 _fail(op, error)
             else:
-                _succeed(op)
-        checkpoints, self._checkpoints = self._checkpoints, {}
+                self._put_back(group[position:], error)
+                self._checkpoints = checkpoints | self._checkpoints
+                return False
         for booking_id, checkpoint in checkpoints.items():
-            try:
-                await self._commit([], {booking_id: checkpoint})
-            except Exception as error:  # noqa: BLE001 - as above
-                if not _rows_fault(error):
-                    self._checkpoints = checkpoints | self._checkpoints
-                    self._put_back([], error)
-                    return False
+            error = await _outcome(self._commit(_records([], {booking_id: checkpoint})))
+            if error is not None and not rows_fault(error):
+                self._checkpoints = checkpoints | self._checkpoints
+                self._put_back([], error)
+                return False
         return True
 
     def _put_back(self, group: list[_Op], error: Exception) -> None:
         """The database is away: bookings fail, settlements are tried again."""
-        self._down = True
-        log.warning("the database did not take %d writes: %s", len(group), type(error).__name__)
+        self._is_down(error, f"{len(group)} writes")
+        kept = [op for op in group if op.settles or self._spools_bookings]
         for op in group:
-            if not op.settles:
+            if op not in kept:
                 _fail(op, error)
-        self._waiting = [op for op in group if op.settles] + self._waiting
+        self._waiting = kept + self._waiting
 
-    async def _commit(self, group: list[_Op], checkpoints: dict[str, Checkpoint]) -> None:
-        bookings = [rows_sql.booking_row(op.item) for op in group if not op.settles]  # type: ignore[arg-type]
-        events = {op.item.booking.id: op.item for op in group if op.settles}  # type: ignore[union-attr]
+    def _is_down(self, error: Exception, what: str) -> None:
+        if not self._down:
+            log.warning("the database did not take %s: %s", what, type(error).__name__)
+        self._down = True
+
+    async def _commit(self, records: Records, *, again: bool = False) -> None:
         async with asyncio.timeout(_COMMIT_SECONDS), self._engine.connect() as connection:
             await connection.execution_options(**WRITES)
             async with connection.begin():
-                if bookings:
-                    await connection.execute(insert(in_flight), bookings)
-                if checkpoints:
-                    await connection.execute(
-                        _UPDATE_CHECKPOINT, [rows_sql.checkpoint_row(c) for c in checkpoints.values()]
-                    )
-                if events:
-                    await _settle_all(connection, events)
+                bookings = records.bookings
+                if again and bookings:
+                    bookings = await writes.unknown(connection, bookings)
+                await writes.book(connection, bookings)
+                await writes.checkpoint(connection, records.checkpoints.values())
+                await writes.settle(connection, records.events, exports=self._exports)
+
+    async def commit_again(self, records: Records) -> None:
+        """Write what may have been written already. Raises what the database raises when it is away."""
+        error = await _outcome(self._commit(records, again=True))
+        if error is None:
+            return
+        if not rows_fault(error):
+            raise error
+        ones = [Records([booking], {}, []) for booking in records.bookings]
+        ones += [Records([], {one.booking_id: one}, []) for one in records.checkpoints.values()]
+        ones += [Records([], {}, [event]) for event in records.events]
+        for one in ones:
+            error = await _outcome(self._commit(one, again=True))
+            if error is not None and not rows_fault(error):
+                raise error
+            if error is not None:
+                log.error("a spooled row was refused: %s", type(error).__name__)
 
     # --- reading ---------------------------------------------------------------------------------
 
-    async def totals(self, tenant_id: str) -> Totals:
-        """Sums over a tenant's events."""
-        query = select(
-            func.count(),
-            func.coalesce(func.sum(usage_events.c.input_tokens), 0),
-            func.coalesce(func.sum(usage_events.c.output_tokens), 0),
-        ).where(usage_events.c.tenant_id == tenant_id)
-        async with self._engine.connect() as connection:
-            events, inputs, outputs = (await connection.execute(query)).one()
-        return Totals(events, int(inputs), int(outputs))
-
-    async def spent(self, tenant_id: str, spending: Spending) -> int:
-        """How many tokens, in and out, or nano-dollars a tenant's events say were used."""
-        rows = usage_events.c
-        used = rows.cost_nano_dollars if spending.money else rows.input_tokens + rows.output_tokens
-        query = select(func.coalesce(func.sum(used), 0)).where(rows.tenant_id == tenant_id)
-        if spending.of != "tenant":
-            query = query.where(rows[_OWNERS[spending.of]] == spending.id)
-        if spending.since is not None:
-            query = query.where(rows.id >= first_id("bk_", int(spending.since.timestamp() * 1000)))
-        [(amount,)] = await self._rows(query)
-        return int(amount)
-
-    async def running(self, tenant_id: str, since: datetime) -> dict[str, int]:
-        """How many of a tenant's bookings are open that began since then, by worker."""
-        first = first_id("bk_", int(since.timestamp() * 1000))
-        query = select(in_flight.c.worker, func.count()).group_by(in_flight.c.worker)
-        query = query.where(in_flight.c.tenant_id == tenant_id, in_flight.c.id >= first)
-        return {worker: int(count) for worker, count in await self._rows(query)}
-
-    async def _rows(self, query: Select[Any]) -> Sequence[Any]:
-        """What admission has to know. Raises LedgerUnavailable within two seconds."""
-        try:
-            async with asyncio.timeout(2), self._engine.connect() as connection:
-                return list(await connection.execute(query))
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            raise LedgerUnavailable(type(error).__name__) from error
-
-    async def events(self, tenant_id: str, *, after: str | None, limit: int) -> list[UsageEvent]:
-        """A tenant's events by id, which is by the time their requests began."""
-        query = (
-            select(usage_events)
-            .where(usage_events.c.tenant_id == tenant_id, usage_events.c.id > (after or ""))
-            .order_by(usage_events.c.id)
-            .limit(limit)
-        )
-        async with self._engine.connect() as connection:
-            return [rows_sql.usage_event(row) for row in (await connection.execute(query)).mappings()]
-
-    async def in_flight(self, tenant_id: str | None = None, booking_id: str | None = None) -> list[InFlight]:
-        """Open bookings, oldest first: all, a tenant's, or the one with that id."""
-        query = select(in_flight).order_by(in_flight.c.id)
-        if tenant_id is not None:
-            query = query.where(in_flight.c.tenant_id == tenant_id)
-        if booking_id is not None:
-            query = query.where(in_flight.c.id == booking_id)
-        return [rows_sql.open_booking(row._mapping) for row in await self._rows(query)]  # noqa: SLF001 - public
-
-    async def in_flight_count(self) -> int:
-        """How many bookings are open, over all workers."""
-        async with self._engine.connect() as connection:
-            return int((await connection.execute(select(func.count()).select_from(in_flight))).scalar_one())
-
     async def ping(self) -> None:
         """Raises LedgerUnavailable."""
+        if self._down and self._spools_bookings and not self._waiting:
+            return
         if self._down:
             raise LedgerUnavailable("the last write failed")
         try:
@@ -272,16 +305,22 @@ class SqlLedger:
             raise LedgerUnavailable(type(error).__name__) from error
 
 
-async def _settle_all(connection: AsyncConnection, events: dict[str, Any]) -> None:
-    owned = await connection.execute(
-        delete(in_flight).where(in_flight.c.id.in_(list(events))).returning(in_flight.c.id)
-    )
-    rows = [events[booking_id].flat() for booking_id in owned.scalars()]
-    if rows:
-        await connection.execute(insert(usage_events), rows)
+def _records(group: Sequence[_Op], checkpoints: dict[str, Checkpoint]) -> Records:
+    items = [op.item for op in group]
+    bookings = [item for item in items if isinstance(item, Booking)]
+    return Records(bookings, checkpoints, [item for item in items if isinstance(item, UsageEvent)])
 
 
-def _rows_fault(error: Exception) -> bool:
+async def _outcome(work: Awaitable[None]) -> Exception | None:
+    """What it raised."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - sorted by what is at fault
+        return error
+    return None
+
+
+def rows_fault(error: Exception) -> bool:
     """Whether a row was refused for what is in it; anything else is taken for the database being away."""
     if isinstance(error, DBAPIError):
         sqlstate = str(getattr(error.orig, "sqlstate", None) or "")

@@ -291,4 +291,10 @@ outbox = Table(
         sqlite_where=text("delivered_at IS NULL AND dead_at IS NULL"),
         postgresql_where=text("delivered_at IS NULL AND dead_at IS NULL"),
     ),
+    Index(
+        "ix_outbox_dead",
+        "event_id",
+        sqlite_where=text("dead_at IS NOT NULL"),
+        postgresql_where=text("dead_at IS NOT NULL"),
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -55,7 +56,10 @@ class ScriptedUpstream:
         inputs = sum(await self._tokenizer.count(prompt.texts, "o200k_base")) + prompt.overhead_tokens
         if not body.get("stream"):
             return iter([scripted.Step(0, scripted.whole_answer(script, body["model"], inputs))])
-        include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        options = body.get("stream_options") or {}
+        if options.get("continuous_usage_stats") and script.usage:
+            script = replace(script, usage=2)
+        include_usage = bool(options.get("include_usage"))
         return scripted.stream_steps(script, body["model"], inputs, include_usage=include_usage)
 
     async def models(self) -> bytes:

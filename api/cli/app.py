@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from api.adapters.database_sql import migrate
-from api.cli import admins, keys, streams, tenants
+from api.cli import admins, keys, ledger, streams, tenants
 from api.cli.shared import Json, settings_or_exit, show
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(admins.app, name="admin")
 app.add_typer(streams.app, name="stream")
 app.command(epilog="Example: sluicegate usage --tenant TENANT_ID --events")(tenants.usage)
 app.command(epilog="Example: sluicegate audit --action key.revoke")(admins.audit)
+app.command(epilog="Example: sluicegate reconcile --wait-seconds 15")(ledger.reconcile)
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def check_config(as_json: Json = False) -> None:
     """Check the settings without serving; exit status 2 if they are refused."""
     settings = settings_or_exit()
     shown = settings.model_dump(mode="json")  # secrets are masked by their type
-    for name in ("database_url", "redis_url", "openai_base_url"):
+    for name in ("database_url", "redis_url", "openai_base_url", "export_url"):
         shown[name] = _without_password(shown[name])
     shown["issuers"] = [issuer.issuer for issuer in settings.issuers()]
     show(

@@ -20,12 +20,15 @@ from api.adapters.clock_system import SystemClock
 from api.adapters.database_sql import migrate, open_engine
 from api.adapters.doorbell_redis import RedisDoorbell
 from api.adapters.ledger_sql import SqlLedger
+from api.adapters.prices_sql import SqlPrices
 from api.adapters.redis_connect import connect
 from api.ports import AccountsUnavailable
 from api.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -40,6 +43,8 @@ class Office:
     settings: Settings
     accounts: SqlAccounts
     ledger: SqlLedger
+    prices: SqlPrices
+    engine: AsyncEngine
     by: Actor
 
 
@@ -74,7 +79,8 @@ async def _with_office(settings: Settings, work: Callable[[Office], Awaitable[T]
     engine, clock = open_engine(settings.ledger_url), SystemClock()
     by = Actor(f"cli:{_person()}@{socket.gethostname()}")
     try:
-        result = await work(Office(settings, SqlAccounts(engine, clock), SqlLedger(engine), by))
+        accounts, prices = SqlAccounts(engine, clock), SqlPrices(engine, clock)
+        result = await work(Office(settings, accounts, SqlLedger(engine), prices, engine, by))
     finally:
         await engine.dispose()
     if changes and not settings.redis_url.startswith("memory://"):

@@ -40,16 +40,17 @@ def period_of(name: str, now: datetime, time_zone: str) -> Period | None:
     zone = ZoneInfo(time_zone)
     day = now.astimezone(zone).date()
     if name.endswith("_per_day"):
-        return Period(day.isoformat(), _midnight(day, zone), _midnight(day + timedelta(days=1), zone))
+        return Period(day.isoformat(), midnight(day, zone), midnight(day + timedelta(days=1), zone))
     if name.endswith("_per_month"):
         first = day.replace(day=1)
         year, month = (day.year + 1, 1) if day.month == _DECEMBER else (day.year, day.month + 1)
-        after = _midnight(first.replace(year=year, month=month), zone)
-        return Period(f"{first:%Y-%m}", _midnight(first, zone), after)
+        after = midnight(first.replace(year=year, month=month), zone)
+        return Period(f"{first:%Y-%m}", midnight(first, zone), after)
     return None
 
 
-def _midnight(day: date, zone: ZoneInfo) -> datetime:
+def midnight(day: date, zone: ZoneInfo) -> datetime:
+    """When a day of a time zone begins, in UTC."""
     return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
 
 

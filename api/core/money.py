@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
     from api.core.usage import Usage
 
 _MILLION = 1_000_000
 _NANO = 10**9
-_MAX_DOLLARS = 1_000_000
 _WHOLE = 10_000
 """A hundred per cent in basis points."""
 
@@ -98,9 +96,7 @@ class Prices:
             self._by_model.setdefault(price.model, []).append(price)
         for markup in sorted(markups, key=lambda row: (row.valid_from, row.version)):
             self._markups.setdefault(markup.tenant_id, []).append(markup)
-        self._wild = sorted(
-            (name[:-1] for name in self._by_model if name.endswith("*")), key=len, reverse=True
-        )
+        self._lengths = sorted({len(name) - 1 for name in self._by_model if name.endswith("*")}, reverse=True)
 
     def of(self, model: str, tenant_id: str, at: datetime) -> Price | None:
         """What a model costs a tenant at a moment; None where nobody said.
@@ -109,8 +105,9 @@ class Prices:
         """
         row = _valid(self._by_model.get(model, ()), at)
         if row is None:
-            fitting = (self._by_model[start + "*"] for start in self._wild if model.startswith(start))
-            row = next((found for rows in fitting if (found := _valid(rows, at)) is not None), None)
+            starts = (model[:length] for length in self._lengths if length <= len(model))
+            fitting = (_valid(self._by_model.get(start + "*", ()), at) for start in starts)
+            row = next((found for found in fitting if found is not None), None)
         if row is None:
             return None
         price = Price(row.input, row.cached_input, row.output, row.reasoning, version=str(row.version))
@@ -126,38 +123,7 @@ def _valid(rows: Any, at: datetime) -> Any:
     return rows[position - 1] if position else None
 
 
-def read_prices(document: Any) -> Mapping[str, Price]:
-    """From `{"gpt-4o-mini": {"input": "0.15", "cached_input": "0.075", "output": "0.60"}}`, by model.
-
-    Amounts are dollars per million tokens, as strings or numbers; `cached_input` is `input` and `reasoning`
-    is `output` where it is left out. Raises ValueError.
-    """
-    if not isinstance(document, dict):
-        raise ValueError(  # noqa: TRY004 - a wrong file is a wrong value
-            'must be an object such as {"gpt-4o-mini": {"input": "0.15", "output": "0.60"}}'
-        )
-    prices = {}
-    for model, row in document.items():
-        known = {"input", "cached_input", "output", "reasoning"}
-        if not isinstance(row, dict) or not {"input", "output"} <= set(row) <= known:
-            raise ValueError(
-                f"{model}: needs `input` and `output`, and may have `cached_input` and `reasoning`"
-            )
-        amounts = {name: _nano(model, name, row[name]) for name in row}
-        prices[model] = Price(
-            amounts["input"],
-            amounts.get("cached_input", amounts["input"]),
-            amounts["output"],
-            amounts.get("reasoning", amounts["output"]),
-        )
-    return prices
-
-
-def _nano(model: str, name: str, dollars: Any) -> int:
-    try:
-        amount = Decimal(str(dollars)) if not isinstance(dollars, bool) else Decimal("NaN")
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not (amount.is_finite() and 0 <= amount <= _MAX_DOLLARS):
-        raise ValueError(f"{model}: `{name}` must be dollars per million tokens, from 0 to {_MAX_DOLLARS}")
-    return int((amount * _NANO).to_integral_value(ROUND_CEILING))
+def dollars(nano_dollars: int) -> str:
+    """An amount in dollars, exactly, as a price file has it."""
+    whole, rest = divmod(nano_dollars, _NANO)
+    return f"{whole}.{rest:09d}".rstrip("0").rstrip(".")

@@ -23,4 +23,9 @@ class Policy:
     default_model: str = "scripted"
     default_max_streams: int = 20
     wall_is_error: bool = False
+    continuous_usage: bool = False
+    reads_on: bool = False
+    read_on_seconds: float = 30.0
+    read_on_tokens: int = 4096
+    read_on_streams: int = 100
     worker: str = field(default="worker")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from api.core.booking import Ended, Happening
+from api.core.usage import Certainty, Source, Usage
+
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from api.core.booking import Correction, Ended, Happening
-    from api.core.usage import Usage
+    from api.core.booking import Correction
+    from api.core.money import Price
 
 
 class Spending(NamedTuple):
@@ -111,3 +114,22 @@ class Totals:
     events: int
     input_tokens: int
     output_tokens: int
+
+
+def lost_event(one: InFlight, price: Price | None, at: datetime) -> UsageEvent:
+    """What is known of a booking whose worker died: its last checkpoint, and that there was perhaps more."""
+    booking = one.booking
+    usage = Usage(one.input_tokens, one.output_tokens, 0, 0, Source.CHECKPOINT, Certainty.AT_LEAST)
+    lasted = (one.checkpoint_at or booking.started_at) - booking.started_at
+    return UsageEvent(
+        booking=booking,
+        answered_model=booking.model,
+        usage=usage,
+        ended=Ended.LOST,
+        cause=Happening.WORKER_LOST,
+        first_token_ms=None,
+        duration_ms=max(0, round(lasted.total_seconds() * 1000)),
+        ended_at=at,
+        cost_nano_dollars=None if price is None else price.of(usage),
+        price_version=None if price is None else price.version,
+    )

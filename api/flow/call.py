@@ -15,6 +15,9 @@ async def call(gate: Gate, stream: Stream) -> None:
     if stream.order.writer is not None:
         # Always ask for usage; a client that did not ask for it does not get to see it.
         options = body.get("stream_options") or {}
-        body = {**body, "stream_options": {**options, "include_usage": True}}
+        wanted = {"include_usage": True}
+        if gate.policy.continuous_usage:  # then an early stop is known exactly
+            wanted["continuous_usage_stats"] = True
+        body = {**body, "stream_options": {**options, **wanted}}
     stream.called = True
     stream.answer = await gate.upstream.open(body)

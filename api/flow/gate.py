@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from api.core.policy import Policy
     from api.flow.stream import Stream
     from api.ports import Clock, Doorbell, Ledger, Limiter, Tokenizer, Upstream
+    from api.pricing import PriceBook
     from auth.authenticator import Authenticator
     from auth.memory import CredentialStore
 
@@ -38,7 +39,8 @@ class Gate:
 
     `renewed` is unset while leases are being renewed: a slot given back in the middle of that would be
     registered again by a renewal that Redis happens to see second. `changed` is set when the accounts are
-    known to have changed; `flow.watch` waits for it.
+    known to have changed; `flow.watch` waits for it. `prices` are what the price book said when it was last
+    read, one reading at a time, so that none undoes a later one.
     """
 
     clock: Clock
@@ -50,11 +52,13 @@ class Gate:
     authenticator: Authenticator
     doorbell: Doorbell
     tokenizer: Tokenizer
+    price_book: PriceBook
     prices: Prices
     policy: Policy
     places: Places
     lines: Lines = field(default_factory=Lines)
     pace: Pace = field(init=False)
+    repricing: asyncio.Lock = field(default_factory=asyncio.Lock)
     live: dict[str, Stream] = field(default_factory=dict)
     waiting: dict[str, Stream] = field(default_factory=dict)
     walks: Tasks = field(default_factory=Tasks)
@@ -62,6 +66,7 @@ class Gate:
     renewed: asyncio.Event = field(default_factory=_set_event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
+    reading_on: int = 0  # streams whose clients have left
 
     def __post_init__(self) -> None:
         """What is made of the other parts."""
@@ -73,6 +78,11 @@ class Gate:
         self.chores.start(self.doorbell.ring(), name="ring")
         with suppress(AccountsUnavailable):  # it is written all the same, and whoever is next reads it
             await self.authenticator.memory.refresh()
+
+    async def read_prices(self) -> None:
+        """Go by the price book as it is now. Raises AccountsUnavailable; then what was known goes on."""
+        async with self.repricing:
+            self.prices = await self.price_book.load()
 
     def begin_drain(self) -> None:
         """SIGTERM: no new streams; those that run get `drain_seconds`, then a well-formed end (P12)."""

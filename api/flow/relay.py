@@ -18,6 +18,7 @@ from api.core.dialects.openai_chat import read, read_object
 from api.core.sse import HEARTBEAT, Framer
 from api.flow.book import booked
 from api.flow.credit import affordable
+from api.flow.read_on import client_left
 from api.flow.refusals import spent
 from api.ports import UpstreamFailed
 
@@ -102,7 +103,8 @@ async def deliver(gate: Gate, stream: Stream, data: bytes) -> None:
     """Send bytes of the stream; the first ones only once the booking is durable, with the headers."""
     if stream.beat is not None:
         await stream.beat
-    await _send(gate, stream, data)
+    if stream.reading_on_from is None:
+        await _send(gate, stream, data)
 
 
 async def heartbeat(gate: Gate, stream: Stream) -> None:
@@ -130,7 +132,7 @@ async def _send(gate: Gate, stream: Stream, data: bytes) -> None:
                 await send_headers(stream)
         await stream.send({"type": "http.response.body", "body": data, "more_body": True})
     except (OSError, RuntimeError):  # servers say it in either way when the connection is gone
-        stream.cut(Happening.CLIENT_LEFT)
+        client_left(gate, stream)
         await asyncio.sleep(0)  # the cut takes effect here
     finally:
         stream.sending_since = None

@@ -82,6 +82,7 @@ class Stream:
         "order",
         "permit",
         "price",
+        "reading_on_from",
         "send",
         "sending_since",
         "sent_at",
@@ -120,6 +121,7 @@ class Stream:
         self.answer: UpstreamAnswer | None = None
         self.failure: Exception | None = None  # what the client is told, where it is no success
         self.client_left = False
+        self.reading_on_from: int | None = None  # the client left at so many tokens, and it is read on
         self.cut_by: Happening | None = None  # who gave it up first, which may be too late for the ledger
         self.started_at = now
         self.first_token_at: float | None = None
@@ -151,6 +153,15 @@ class Stream:
         self.failure = self.failure or failure
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
+
+    def read_on(self, from_tokens: int, seconds: float) -> None:
+        """The client has left, and the answer is read on for so long: nothing more is sent."""
+        self.account.happen(Happening.CLIENT_LEFT)
+        self.client_left = True
+        self.reading_on_from = from_tokens
+        if self._scope is not None and not self._scope.expired():
+            end, deadline = asyncio.get_running_loop().time() + seconds, self._scope.when()
+            self._scope.reschedule(end if deadline is None else min(end, deadline))
 
     def cuttable(self, deadline_seconds: float) -> asyncio.Timeout:
         """The scope that `cut` gives up, and the deadline too; it raises TimeoutError then."""

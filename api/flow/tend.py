@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from api.core.booking import Happening
 from api.core.record import Checkpoint
 from api.core.usage import encoding_of
+from api.flow.read_on import client_left, looked_at
 from api.flow.relay import heartbeat
 from api.flow.settle import used_so_far
 from api.ports import Renewal
@@ -42,13 +43,13 @@ async def tick(gate: Gate) -> None:
     for stream in [*streams, *gate.waiting.values()]:
         _look(gate, stream, now)
     await _renew(gate)
-    await _checkpoint(gate, [stream for stream in streams if stream.live and stream.called])
+    await _checkpoint(gate, [stream for stream in streams if _flows(stream) and stream.called])
 
 
 def _look(gate: Gate, stream: Stream, now: float) -> None:
     stream.connection.resume_reading()
     if stream.connection.is_gone():
-        stream.cut(Happening.CLIENT_LEFT)
+        client_left(gate, stream)
     if stream.caller.expires_at is not None and gate.clock.unix() >= stream.caller.expires_at:
         stream.cut(Happening.EXPIRED)
     if stream.sending_since is not None:
@@ -62,6 +63,10 @@ def _look(gate: Gate, stream: Stream, now: float) -> None:
         and now - stream.sent_at >= gate.policy.heartbeat_seconds
     ):
         stream.beat = gate.chores.start(heartbeat(gate, stream), name="heartbeat")
+
+
+def _flows(stream: Stream) -> bool:
+    return stream.live or (stream.reading_on_from is not None and stream.terminal is None)
 
 
 async def _renew(gate: Gate) -> None:
@@ -99,7 +104,8 @@ async def _checkpoint(gate: Gate, streams: list[Stream]) -> None:
     now, checkpoints = gate.clock.now(), []
     for stream in streams:
         usage = stream.order.meter.usage()
-        if stream.live and stream.booking and usage.output_tokens != stream.checkpointed_tokens:
+        looked_at(gate, stream, usage.output_tokens)
+        if _flows(stream) and stream.booking and usage.output_tokens != stream.checkpointed_tokens:
             stream.checkpointed_tokens = usage.output_tokens
             checkpoints.append(Checkpoint(stream.booking.id, usage.input_tokens, usage.output_tokens, now))
     if checkpoints:

@@ -22,6 +22,7 @@ from api.errors import Cut, Draining, failure_of
 from api.flow.admit import admit
 from api.flow.book import book
 from api.flow.call import call
+from api.flow.read_on import client_left, over
 from api.flow.relay import collect, extra_headers, relay, send_headers
 from api.flow.settle import settle
 from api.flow.stream import Stream
@@ -62,14 +63,14 @@ class Walk(Response):
         )
         work = self._gate.walks.start(_walk(self._gate, stream), name=f"walk {self._order.request_id}")
         try:
-            await _watch(stream, receive, work)
+            await _watch(self._gate, stream, receive, work)
             await asyncio.wait([work])
         except asyncio.CancelledError:  # the server's own patience is over
             stream.cut(Happening.DRAIN)
             raise
 
 
-async def _watch(stream: Stream, receive: Receive, work: asyncio.Task[None]) -> None:
+async def _watch(gate: Gate, stream: Stream, receive: Receive, work: asyncio.Task[None]) -> None:
     """Cut the stream when the client leaves; returns when it did, or when the work is done."""
     loop = asyncio.get_running_loop()
     with suppress(TimeoutError):
@@ -82,7 +83,7 @@ async def _watch(stream: Stream, receive: Receive, work: asyncio.Task[None]) -> 
             work.add_done_callback(stop)
             while (await receive())["type"] != "http.disconnect":
                 pass
-            stream.cut(Happening.CLIENT_LEFT)
+            client_left(gate, stream)
 
 
 async def _walk(gate: Gate, stream: Stream) -> None:
@@ -109,6 +110,7 @@ async def _walk(gate: Gate, stream: Stream) -> None:
         finally:
             await settle(gate, stream)
     finally:
+        over(gate, stream)
         del gate.live[permit_id]
     await _farewell(gate, stream)
 

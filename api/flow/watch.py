@@ -1,5 +1,7 @@
 """Twice a second, and when the doorbell rings: what has changed, and whose streams must end for it (P9).
 
+New prices are read here too; a stream keeps the price that it was admitted with.
+
 The feed of changes is in the database, so a lost ring costs half a second and nothing else.
 """
 
@@ -67,6 +69,8 @@ class Watch:
         for fault in await asyncio.gather(*looks, return_exceptions=True):
             if fault is not None:
                 raise fault  # the doubts stay, and all are looked at again
+        if any(kind == "price" for kind, _ in self._doubts):
+            await self._gate.read_prices()
         self._doubts.clear()
 
     async def _look_at_tenant(self, tenant_id: str, streams: list[Stream]) -> None:

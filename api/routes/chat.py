@@ -14,7 +14,7 @@ from api.deps import Caller, GateDep, RequestId
 from api.flow.stream import Order
 from api.flow.walk import Walk
 from api.routes.bodies import openapi_body, read_body
-from api.schema import ChatRequest, ErrorAnswer, PlainRequest
+from api.schema import ChatRequest, ErrorAnswer, PlainRequest, StreamOptions
 from auth.principal import NotAllowed, Principal
 
 router = APIRouter(tags=["chat"])
@@ -71,8 +71,9 @@ async def chat_completions(
     _check_model(caller, asked.model)
     writer = None
     if asked.stream:
-        include_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        writer = ChatWriter(include_usage=include_usage)
+        options = asked.stream_options or StreamOptions()
+        hides_usage = gate.policy.continuous_usage and not options.continuous_usage_stats
+        writer = ChatWriter(include_usage=options.include_usage, hides_usage=hides_usage)
     end_user = asked.safety_identifier or asked.user or None
     if end_user is not None:
         caller = caller.acting_for(end_user)

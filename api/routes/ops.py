@@ -26,9 +26,9 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses={503: {"description": "Some part is not ready; the body says which."}})
 async def readyz(gate: GateDep, response: Response) -> dict[str, str]:
     """Whether new streams can be admitted, and which part is in the way."""
-    limiter = await _state(gate.limiter.ping())
+    limiter, ledger = await _state(gate.limiter.ping()), await _state(gate.ledger.ping())
     parts = {
-        "ledger": await _state(gate.ledger.ping()),
+        "ledger": "degraded" if ledger == "ok" and gate.ledger.away else ledger,
         "limiter": "degraded" if limiter == "ok" and gate.limiter.degraded else limiter,
         "gate": "draining" if gate.draining else "ok",
     }

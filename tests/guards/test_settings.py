@@ -48,8 +48,14 @@ def test_every_setting_can_be_set_by_its_name(monkeypatch: pytest.MonkeyPatch):
         "AUTO_MIGRATE": "false",
         "REDIS_URL": "redis://x",
         "REDIS_AWAY": "closed",
+        "DATABASE_AWAY": "spool",
+        "SPOOL_MAX_BYTES": "70000",
+        "ON_DISCONNECT": "drain",
+        "CONTINUOUS_USAGE": "true",
         "BUDGET_END": "error",
     }
+    values |= {"EXPORT_URL": "https://bills.example/events", "EXPORT_SECRET": GOOD, "EXPORT_BATCH": "10"}
+    values |= {"EXPORT_TIMEOUT_SECONDS": "10"}
     issuers = EXAMPLE.cwd() / "issuers.json"
     issuers.write_text("[]")
     values |= {"ISSUERS_FILE": str(issuers), "TRUSTED_PROXIES": "10.0.0.0/8"}
@@ -96,6 +102,15 @@ def test_a_dotenv_in_the_working_directory_is_read_and_the_environment_wins(monk
         {"max_worker_streams": -1},
         {"lease_seconds": 2.9, "tick_seconds": 1},
         {"openai_base_url": "ftp://x"},
+        {"export_url": "ftp://bills.example"},
+        {"export_url": "https://"},
+        {"export_url": "https://me:hunter2@bills.example/events"},
+        {"export_secret": "short"},
+        {"export_secret": "whsec_not base64, by no means"},
+        {"export_token": "two\r\nlines"},
+        {"export_source": ""},
+        {"export_source": "with spaces"},
+        {"export_batch": 0},
         {"stream_seconds": 0},
         {"stream_seconds": float("inf")},
         {"default_max_streams": 0},
@@ -121,6 +136,8 @@ def test_secrets_do_not_show():
         "secret_key": "hunter2-0123456789-" * 3,
         "admin_password": "hunter2",
         "openai_api_key": "sk-hunter2",
+        "export_secret": "hunter2-0123456789-" * 3,
+        "export_token": "hunter2",
     }
     settings = Settings(_env_file=None, **secrets)
     assert "hunter2" not in repr(settings) + str(settings.model_dump()) + settings.model_dump_json()

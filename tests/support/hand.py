@@ -58,6 +58,8 @@ class Log(list[str]):
 class HandLedger:
     """A ledger whose writes are durable when the test says so."""
 
+    away = False
+
     def __init__(self, log: Log) -> None:
         self.log = log
         self.bookings: list[Booking] = []
@@ -198,6 +200,19 @@ class HandAuthenticator:
         return replace(principal, as_of=self.version)
 
 
+class HandPrices:
+    """A price book that says what the test puts there."""
+
+    def __init__(self) -> None:
+        self.prices = PRICES
+        self.fault: Exception | None = None
+
+    async def load(self) -> Prices:
+        if self.fault is not None:
+            raise self.fault
+        return self.prices
+
+
 class HandUpstream:
     """A provider whose bytes the test writes: `feed`, `end`, `break_off`."""
 
@@ -245,6 +260,7 @@ class Hand:
         self.limiter = HandLimiter(self.log)
         self.upstream = HandUpstream(self.log)
         self.authenticator = HandAuthenticator()
+        self.price_book = HandPrices()
         self.gate = Gate(
             clock=SystemClock(),
             limiter=self.limiter,  # type: ignore[arg-type] - the parts that the flow uses
@@ -255,6 +271,7 @@ class Hand:
             authenticator=self.authenticator,  # type: ignore[arg-type]
             doorbell=None,  # type: ignore[arg-type]
             tokenizer=ToktokTokenizer(),
+            price_book=self.price_book,  # type: ignore[arg-type]
             prices=PRICES,
             policy=Policy(**policy),
             places=Places(0),

@@ -251,6 +251,7 @@ COMMANDS = [
     *(("admin", verb) for verb in ("put", "list", "remove")),
     ("audit",),
     ("usage",),
+    ("reconcile",),
 ]
 TOLD_BY_EXAMPLE = {
     ("tenant", "create"),
@@ -264,6 +265,7 @@ TOLD_BY_EXAMPLE = {
     ("admin", "put"),
     ("audit",),
     ("usage",),
+    ("reconcile",),
 }
 """Commands with options that one would have to guess."""
 

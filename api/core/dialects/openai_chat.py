@@ -230,12 +230,16 @@ def error_object(failure: Failure) -> dict[str, Any]:
 
 
 class ChatWriter:
-    """Bytes pass through as they are, but for a usage chunk that the client did not ask for."""
+    """Bytes pass through as they are, but for usage that the client did not ask for.
+
+    `hides_usage`: the provider was asked for usage in every chunk, and the client does not know of it.
+    """
 
     name = NAME
 
-    def __init__(self, *, include_usage: bool) -> None:
+    def __init__(self, *, include_usage: bool, hides_usage: bool = False) -> None:
         self._include_usage = include_usage
+        self._hides_usage = hides_usage
         self._last: Event | None = None
         self._open: set[int] = set()
 
@@ -246,10 +250,18 @@ class ChatWriter:
         self._open.difference_update(seen.finished)
         if seen.usage_only and not self._include_usage:
             return b""
+        if self._hides_usage and seen.usage is not None and not seen.usage_only:
+            return self._without_usage(event)
         if _ID_LINE.search(event.raw) is None:
             return event.raw
         # After an `id:` openai-python fails at the next blank line (theopenco/llmgateway #2334): data alone.
         return b"".join(b"data: " + line + b"\n" for line in event.data.split(b"\n")) + b"\n"
+
+    def _without_usage(self, event: Event) -> bytes:
+        """A chunk as it is without continuous usage: null where usage comes at the end, else not there."""
+        chunk = msgspec.json.decode(event.data)
+        del chunk["usage"]
+        return data_event(msgspec.json.encode({**chunk, "usage": None} if self._include_usage else chunk))
 
     def end(self, terminal: Event | None) -> bytes:
         """`data: [DONE]`, the upstream's own bytes where it sent one."""

@@ -1,5 +1,7 @@
 """Prices in versions, corrections, roll-ups, the outbox, and who of the workers lives.
 
+Prices and markups take no update and no delete: triggers refuse them, as those of the audit log.
+
 New tables, and two columns without a default: nothing is rewritten. Events that are there already are queued
 for the roll-ups.
 
@@ -25,7 +27,9 @@ _SUMS = (
     "reasoning_tokens",
     "cost_nano_dollars",
 )
+_VERSIONED = ("prices", "markups")
 _DUE = sa.text("delivered_at IS NULL AND dead_at IS NULL")
+_DEAD = sa.text("dead_at IS NOT NULL")
 _CORRECTS = sa.text("corrects IS NOT NULL")
 
 
@@ -87,6 +91,35 @@ def _prices() -> None:
         sa.Column("created_at", UtcTime, nullable=False),
         sa.Column("created_by", sa.String(400), nullable=False),
     )
+    for table in _VERSIONED:
+        _versions_stay(table)
+
+
+def _versions_stay(table: str) -> None:
+    if op.get_bind().dialect.name == "sqlite":
+        for verb in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
+        op.execute(  # INSERT OR REPLACE deletes without a trigger
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "  # noqa: S608 - a constant
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE version = NEW.version) "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        )
+        return
+    op.execute(
+        f"CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{table} is append-only'; END $$"
+    )
+    op.execute(
+        f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table} "
+        f"FOR EACH ROW EXECUTE FUNCTION {table}_append_only()"
+    )
+    op.execute(
+        f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()"
+    )
 
 
 def _rollups() -> None:
@@ -131,11 +164,15 @@ def _outbox() -> None:
         sa.Column("error", sa.String(200)),
     )
     op.create_index("ix_outbox_due", "outbox", ["next_at"], sqlite_where=_DUE, postgresql_where=_DUE)
+    op.create_index("ix_outbox_dead", "outbox", ["event_id"], sqlite_where=_DEAD, postgresql_where=_DEAD)
 
 
 def downgrade() -> None:
     for table in ("outbox", "usage_rollups", "rollup_queue", "markups", "prices", "leases", "workers"):
         op.drop_table(table)
+    if op.get_bind().dialect.name != "sqlite":
+        for table in _VERSIONED:
+            op.execute(f"DROP FUNCTION {table}_append_only()")
     op.drop_index("ix_usage_events_corrects", "usage_events")
     with op.batch_alter_table("usage_events") as events:
         events.drop_column("corrects")

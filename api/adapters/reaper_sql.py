@@ -1,0 +1,149 @@
+"""Who of the workers lives, and what becomes of the bookings of those that do not.
+
+Every worker counts up a `beat` of its own. The leader takes a worker for dead whose beat has not moved for
+`dead_seconds` of the leader's own looking: no two clocks are compared, and while the database is away nobody
+dies of it. A dead worker's bookings become events from their last checkpoints: lost, at least.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import delete, insert, select, update
+
+from api.adapters import ledger_writes_sql as writes
+from api.adapters import rows_sql
+from api.adapters.database_sql import WRITES
+from api.adapters.tables_sql import in_flight, workers
+from api.core.record import lost_event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from api.adapters.lease_sql import Lease
+    from api.core.money import Prices
+    from api.ports import Clock
+
+log = logging.getLogger("sluicegate.reaper")
+
+_AT_ONCE = 500
+
+
+class Pulse:
+    """This worker's own row."""
+
+    def __init__(self, engine: AsyncEngine, clock: Clock, worker: str) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._worker = worker
+
+    async def beat(self) -> None:
+        """Show that it lives; the first time, that it is there."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(**WRITES)
+            async with connection.begin():
+                mine = workers.c.id == self._worker
+                beaten = await connection.execute(update(workers).where(mine).values(beat=workers.c.beat + 1))
+                if not beaten.rowcount:
+                    row = {"id": self._worker, "beat": 1, "started_at": self._clock.now()}
+                    await connection.execute(insert(workers).values(row))
+
+    async def stop(self) -> None:
+        """It leaves, and nothing of it is open."""
+        async with self._engine.connect() as connection:
+            await connection.execution_options(**WRITES)
+            async with connection.begin():
+                await connection.execute(delete(workers).where(workers.c.id == self._worker))
+
+
+class Reaper:
+    """What the leader does about the dead.
+
+    `orphan_seconds`: a booking of a worker that has no row is closed when it is so old.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        lease: Lease,
+        clock: Clock,
+        prices: Callable[[], Prices],
+        *,
+        dead_seconds: float,
+        orphan_seconds: float,
+        exports: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._lease = lease
+        self._clock = clock
+        self._prices = prices
+        self._dead_seconds = dead_seconds
+        self._orphan_age = timedelta(seconds=orphan_seconds)
+        self._exports = exports
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._looked_at = float("-inf")
+        self.closed = 0
+
+    async def round(self) -> bool:
+        """Look at all workers, and close what the dead have left open."""
+        now = self._clock.monotonic()
+        if now - self._looked_at > self._dead_seconds / 2:
+            self._seen.clear()  # nobody has looked for a while: what stood still meanwhile says nothing
+        async with self._engine.connect() as connection:
+            beats = {
+                row.id: row.beat for row in await connection.execute(select(workers.c.id, workers.c.beat))
+            }
+            strangers = (
+                select(in_flight.c.worker)
+                .distinct()
+                .where(
+                    in_flight.c.worker.not_in(select(workers.c.id)),
+                    in_flight.c.started_at < self._clock.now() - self._orphan_age,
+                )
+            )
+            lost = list((await connection.execute(strangers)).scalars())
+        self._looked_at = self._clock.monotonic()
+        self._seen = {
+            worker: self._seen[worker] if self._seen.get(worker, (None,))[0] == beat else (beat, now)
+            for worker, beat in beats.items()
+        }
+        dead = [worker for worker, (_, since) in self._seen.items() if now - since >= self._dead_seconds]
+        for worker in [*dead, *lost]:
+            await self.close(worker, registered=worker in beats)
+        return False
+
+    async def close(self, worker: str, *, registered: bool) -> None:
+        """Turn all that a dead worker left open into events, and forget the worker."""
+        count = closed = 0
+        while count == 0 or closed == _AT_ONCE:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(**WRITES)
+                async with connection.begin():
+                    await self._lease.fence(connection)
+                    closed = await self._close(connection, worker, registered=registered)
+            count += closed
+            if closed == 0:
+                break
+        self.closed += count
+        log.warning("worker %s is dead; %d bookings were closed from their checkpoints", worker, count)
+
+    async def _close(self, connection: AsyncConnection, worker: str, *, registered: bool) -> int:
+        left = select(in_flight).where(in_flight.c.worker == worker)
+        if not registered:
+            left = left.where(in_flight.c.started_at < self._clock.now() - self._orphan_age)
+        # Whatever somebody settles at this moment is not lost.
+        left = left.order_by(in_flight.c.id).limit(_AT_ONCE).with_for_update(skip_locked=True)
+        opened = [rows_sql.open_booking(row) for row in (await connection.execute(left)).mappings()]
+        now, prices = self._clock.now(), self._prices()
+        events = [
+            lost_event(one, prices.of(one.booking.model, one.booking.tenant_id, one.booking.started_at), now)
+            for one in opened
+        ]
+        await writes.settle(connection, events, exports=self._exports)
+        if len(opened) < _AT_ONCE:
+            await connection.execute(delete(workers).where(workers.c.id == worker))
+        return len(opened)

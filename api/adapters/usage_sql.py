@@ -1,0 +1,116 @@
+"""What was used, as SQL answers it: a page of sums, and the sums of everything, of one moment."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.adapters.cubes_sql import grouped, sums_of, total
+from api.adapters.ledger_reads_sql import SqlReads
+from api.core.usage_query import Place, UsagePage, UsageRow
+from api.ports import LedgerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+    from api.core.record import UsageEvent
+    from api.core.usage_query import Span, UsageQuery
+
+_SECONDS = 30.0
+_MAX_SPANS = 1000
+"""So many intervals are looked at for one page, however few of them have rows."""
+
+
+class SqlUsage:
+    """Reads on an engine of its own: whoever asks for much holds up no other work."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._reads = SqlReads(engine)
+
+    async def page(
+        self, query: UsageQuery, *, after: Place | None = None, limit: int, totals: bool = True
+    ) -> UsagePage:
+        """At most `limit` rows from a place on. Raises LedgerUnavailable.
+
+        They may be fewer, or none, though there are more: the last page is the one without an `after`.
+        """
+        async with self._snapshot() as connection:
+            whole = None
+            if totals or query.is_one_row:
+                whole = sums_of((await connection.execute(total(query))).one())
+            if query.is_one_row and whole is not None:
+                return UsagePage((UsageRow(query.whole, {}, whole),), None, whole)
+            rows, place = await _rows(connection, query, after, limit)
+            return UsagePage(tuple(rows), place, whole)
+
+    async def events(
+        self,
+        tenant_id: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        after: str | None = None,
+        limit: int,
+    ) -> list[UsageEvent]:
+        """A tenant's events of a time, by id. Raises LedgerUnavailable."""
+        async with _bounded():
+            return await self._reads.events(tenant_id, since=since, until=until, after=after, limit=limit)
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for which the database stands still."""
+        engine = self._engine
+        if engine.dialect.name != "sqlite":  # every transaction of SQLite is such a one
+            engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        async with _bounded(), engine.connect() as connection:
+            yield connection
+
+
+@asynccontextmanager
+async def _bounded() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_SECONDS):
+            yield
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        raise LedgerUnavailable(type(error).__name__) from error
+
+
+async def _rows(
+    connection: AsyncConnection, query: UsageQuery, after: Place | None, limit: int
+) -> tuple[list[UsageRow], Place | None]:
+    """A page, and where the next one begins.
+
+    With end users there are many rows to an interval: it begins with one, and takes twice as many at a time.
+    """
+    spans = list(islice(query.spans(after and after.starts_at), _MAX_SPANS + 1))
+    beyond = spans.pop() if len(spans) > _MAX_SPANS else None
+    found: list[UsageRow] = []
+    begin, many = 0, 1 if "end_user" in query.group_by else _MAX_SPANS
+    while begin < len(spans):
+        some = spans[begin : begin + many]
+        behind = after.groups if after is not None and begin == 0 else None
+        statement = grouped(query, some, behind, limit + 1 - len(found), connection.dialect.name)
+        found += [_row(query, some, row) for row in await connection.execute(statement)]
+        if len(found) > limit:
+            return found[:limit], _place(query, found[limit - 1])
+        begin, many = begin + many, 2 * many
+    return found, beyond and Place(beyond.starts_at, None)
+
+
+def _row(query: UsageQuery, spans: list[Span], row: Any) -> UsageRow:
+    number, *groups = row[: 1 + len(query.order)]
+    return UsageRow(spans[number], dict(zip(query.order, groups, strict=True)), sums_of(row))
+
+
+def _place(query: UsageQuery, last: UsageRow) -> Place | None:
+    if query.group_by:
+        return Place(last.span.starts_at, tuple(last.groups.values()))
+    return Place(last.span.ends_at, None)
