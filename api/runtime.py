@@ -93,7 +93,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         memory = Memory(credentials, clock, away_seconds=away_seconds)
         worker = worker_name()
         spool = LedgerSpool(
-            Spool(path_of(settings.spool_dir, worker), max_bytes=settings.spool_max_bytes).open()
+            Spool(path_of(settings.spool_dir, worker), max_bytes=settings.spool_max_bytes).make()
         )
         stack.push_async_callback(spool.close)
         ledger = SqlLedger(engine, spool=spool, spools_bookings=settings.database_away == "spool")
@@ -139,7 +139,7 @@ async def _keep(
     gate: Gate, settings: Settings, ledger: SqlLedger, engine: AsyncEngine
 ) -> Callable[[], Awaitable[None]]:
     """Start what goes on beside the streams; returns how this worker takes its leave."""
-    worker, seconds = gate.policy.worker, 2 * settings.tick_seconds
+    worker, seconds = gate.policy.worker, min(2 * settings.tick_seconds, settings.lease_seconds / 8)
     pulse = Pulse(engine, gate.clock, worker)
     await pulse.beat()
     lease = Lease(engine, gate.clock, worker, seconds=settings.lease_seconds * 0.4)

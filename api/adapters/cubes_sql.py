@@ -177,5 +177,5 @@ def _table(segments: Sequence[tuple[int, Segment]], dialect: str, name: str) -> 
         arrays: list[Any] = [
             literal(list(values), ARRAY(kind)) for values, kind in zip(columns, _KINDS, strict=True)
         ]
-        picked = list(func.unnest(*arrays).table_valued(*_NAMES).c)
+        picked = list(func.unnest(*arrays).table_valued(*_NAMES).render_derived().c)
     return select(*(one.label(label) for one, label in zip(picked, _NAMES, strict=True))).subquery(name)

@@ -80,6 +80,14 @@ class Lease:
         if not renewed.rowcount:
             raise LostLease
 
+    async def bar(self, connection: AsyncConnection) -> None:
+        """The same for whoever does not lead, such as a repair: no fenced work goes on until it ends."""
+        now = await self._now(connection)
+        mine = leases.c.name == self._name
+        if not (await connection.execute(update(leases).where(mine).values(name=self._name))).rowcount:
+            values = {"name": self._name, "holder": "", "expires_at": now - self._lasts}
+            await connection.execute(insert(leases).values(**values))
+
     async def give_up(self) -> None:
         """Let the next one have it at once."""
         async with self._engine.connect() as connection:

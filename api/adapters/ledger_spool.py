@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from api.adapters.spool_file import SpoolFull, orphans
 from api.core import spool as records
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from api.core.spool import Records
 
     Commit = Callable[[Records], Awaitable[None]]
-
-T = TypeVar("T")
 
 log = logging.getLogger("sluicegate.spool")
 
@@ -38,6 +36,7 @@ class LedgerSpool:
         self._turn = asyncio.Lock()
         self._replayed = 0
         self._alarmed = False
+        self.full = False
 
     @property
     def size_bytes(self) -> int:
@@ -46,17 +45,20 @@ class LedgerSpool:
 
     async def put(self, items: Sequence[Booking | UsageEvent]) -> bool:
         """Bookings and settlements, in order. True once they are on the disk; False where it took none."""
-        return await self._append([_line_of(item) for item in items])
+        taken = await self._append(lambda: [_line_of(item) for item in items])
+        self.full = not taken
+        return taken
 
-    async def put_checkpoints(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Running counts, as long as there is room for what matters more."""
-        if checkpoints and self._spool.size < self._spool.max_bytes * _CHECKPOINTS_UP_TO:
-            await self._append([records.of_checkpoints(checkpoints)])
+    async def put_checkpoints(self, checkpoints: Sequence[Checkpoint]) -> bool:
+        """Running counts, as long as there is room for what matters more. False where it took none."""
+        if self._spool.size >= self._spool.max_bytes * _CHECKPOINTS_UP_TO:
+            return False
+        return await self._append(lambda: [records.of_checkpoints(checkpoints)])
 
-    async def _append(self, lines: list[bytes]) -> bool:
+    async def _append(self, lines: Callable[[], list[bytes]]) -> bool:
         async with self._turn:
             try:
-                await asyncio.to_thread(self._spool.append, lines)
+                await asyncio.to_thread(lambda: self._spool.append(lines()))
             except (SpoolFull, OSError) as error:
                 self._alarm(f"takes no more ({type(error).__name__})")
                 return False
@@ -72,20 +74,32 @@ class LedgerSpool:
         self._alarmed = True
 
     async def replay(self, commit: Commit) -> None:
-        """Put all of it on the ledger, in order, and empty it. Raises what `commit` raises; again goes on."""
+        """Put all of it on the ledger, in order, and empty it. Raises what `commit` raises; again goes on.
+
+        Meanwhile it goes on taking more.
+        """
         if self._spool.size:
             log.info("replaying %d bytes of the spool %s", self._spool.size, self._spool.path.name)
+        while (piece := await self._next_piece()) is not None:
+            found, end = piece
+            if found.broken:
+                log.error("%d lines of the spool %s cannot be read", found.broken, self._spool.path.name)
+            await commit(found)
+            self._replayed = end
+
+    async def _next_piece(self) -> tuple[Records, int] | None:
+        """What to commit next, and where it ends; None where that was all, and it is empty now."""
         async with self._turn:
-            while self._replayed < self._spool.size:
-                lines, end = await asyncio.to_thread(self._spool.read, self._replayed, _PIECE_BYTES)
-                found = records.read(lines)
-                if found.broken:
-                    log.error("%d lines of the spool %s cannot be read", found.broken, self._spool.path.name)
-                await commit(found)
-                self._replayed = end
+            if self._replayed < self._spool.size:
+                return await asyncio.to_thread(self._read)
             await asyncio.to_thread(self._spool.clear)
             self._replayed = 0
-            self._alarmed = False
+            self._alarmed = self.full = False
+            return None
+
+    def _read(self) -> tuple[Records, int]:
+        lines, end = self._spool.read(self._replayed, _PIECE_BYTES)
+        return records.read(lines), end
 
     async def close(self) -> None:
         """Let go of the file; what is in it waits for whoever takes it over."""

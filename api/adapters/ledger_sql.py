@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
@@ -28,7 +28,7 @@ from api.ports import LedgerUnavailable
 from api.tasks import Tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -43,15 +43,16 @@ _SLOW_SECONDS = 1.0
 _RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0)
 
 
-class _Op(NamedTuple):
-    """One thing to write, and who waits for it."""
+class _Op:
+    """One thing to write, and who waits for it. `put_by`: it lies in the spool."""
 
-    item: Booking | UsageEvent
-    done: asyncio.Future[None]
+    __slots__ = ("done", "item", "put_by", "settles")
 
-    @property
-    def settles(self) -> bool:
-        return isinstance(self.item, UsageEvent)
+    def __init__(self, item: Booking | UsageEvent, done: asyncio.Future[None]) -> None:
+        self.item = item
+        self.done = done
+        self.settles = isinstance(item, UsageEvent)
+        self.put_by = False
 
 
 class SqlLedger(SqlReads):
@@ -71,7 +72,7 @@ class SqlLedger(SqlReads):
     ) -> None:
         super().__init__(engine)
         self._spool = spool
-        self._spools_bookings = spools_bookings and spool is not None
+        self._spools_bookings = spools_bookings
         self._exports = exports
         self._waiting: list[_Op] = []
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -87,7 +88,7 @@ class SqlLedger(SqlReads):
 
         Fails at once while the database is known to be away.
         """
-        if self._down and not self._spools_bookings:
+        if self._down and not self._may_spool_bookings:
             refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             refused.set_exception(LedgerUnavailable("the database is away"))
             refused.exception()  # it is not an error that nobody waits for it
@@ -140,6 +141,10 @@ class SqlLedger(SqlReads):
         self._wake.set()
 
     @property
+    def _may_spool_bookings(self) -> bool:
+        return self._spools_bookings and self._spool is not None and not self._spool.full
+
+    @property
     def away(self) -> bool:
         """Whether the last write failed."""
         return self._down
@@ -172,29 +177,55 @@ class SqlLedger(SqlReads):
                 break  # the spool takes no more
         await asyncio.sleep(max(0.0, end - loop.time()))
 
-    async def _put_by(self) -> None:
-        """What waits goes to the spool, as far as it may and the spool takes it."""
+    async def _put_by(self, under_way: Sequence[_Op] = ()) -> None:
+        """What waits goes to the spool, as far as it may and the spool takes it; so does what is under way."""
         if self._spool is None:
             return
-        group = [op for op in self._waiting if op.settles or self._spools_bookings]
-        for op in self._waiting:
-            if op not in group:
-                _fail(op, LedgerUnavailable("the database is away"))
-        self._waiting = group
-        checkpoints, self._checkpoints = self._checkpoints, {}
-        await self._spool.put_checkpoints(list(checkpoints.values()))
-        if group and await self._spool.put([op.item for op in group]):
-            self._waiting = self._waiting[len(group) :]
-            for op in group:
+        ops = [op for op in (*under_way, *self._waiting) if op.settles or self._spools_bookings]
+        ops = [op for op in ops if not op.put_by]
+        if ops and await self._spool.put([op.item for op in ops]):
+            for op in ops:
+                op.put_by = True
                 _succeed(op)
+        self._waiting = self._kept(self._waiting)
+        checkpoints, self._checkpoints = self._checkpoints, {}
+        if checkpoints and not await self._spool.put_checkpoints(list(checkpoints.values())):
+            self._checkpoints = checkpoints | self._checkpoints
+
+    def _kept(self, ops: Iterable[_Op]) -> list[_Op]:
+        """Those that must be tried again; bookings that may not wait are refused while the database is away."""
+        refused = self._down and not self._may_spool_bookings
+        kept = []
+        for op in ops:
+            if refused and not op.settles:
+                _fail(op, LedgerUnavailable("the database is away"))
+            elif not op.put_by:
+                kept.append(op)
+        return kept
+
+    async def _attempt(self, work: Awaitable[None], ops: Sequence[_Op] = ()) -> Exception | None:
+        """What the work raised. Where it takes long, or the database is away, nobody waits for it:
+
+        what came, and `ops` that it is about, lie in the spool as well.
+        """
+        task = self._commits.start(_outcome(work), name="commit")
+        if self._spool is None or not self._down:
+            await asyncio.wait([task], timeout=None if self._spool is None else _SLOW_SECONDS)
+        if not task.done():
+            task.add_done_callback(lambda _: self._wake.set())
+        while not task.done():
+            self._wake.clear()
+            await self._put_by(ops)
+            if not task.done():
+                await self._wake.wait()
+        return task.result()
 
     async def _replay(self) -> bool:
         """Put what is spooled on the ledger. False if the database is away."""
         if self._spool is None or not self.spooled_bytes:
             return True
-        try:
-            await self._spool.replay(self.commit_again)
-        except Exception as error:  # noqa: BLE001 - rows that are refused are sorted out further down
+        error = await self._attempt(self._spool.replay(self.commit_again))
+        if error is not None:
             self._is_down(error, "what is spooled")
             return False
         self._down = False
@@ -204,33 +235,22 @@ class SqlLedger(SqlReads):
         """Write what waits. False if the database is away."""
         group, self._waiting = self._waiting[:_MAX_GROUP], self._waiting[_MAX_GROUP:]
         checkpoints, self._checkpoints = self._checkpoints, {}
-        commit = self._commits.start(_outcome(self._commit(_records(group, checkpoints))), name="commit")
-        while not (await asyncio.wait([commit], timeout=_SLOW_SECONDS))[0]:
-            await self._put_by_slow([*group, *self._waiting])
-        error = commit.result()
+        error = await self._attempt(self._commit(_records(group, checkpoints)), group)
         if error is None:
             self._down = False
             for op in group:
                 _succeed(op)
             return True
-        group = [op for op in group if not op.done.done() or not op.settles]
         if rows_fault(error):
             return await self._write_singly(group, checkpoints)
         self._put_back(group, error)
         self._checkpoints = checkpoints | self._checkpoints
         return False
 
-    async def _put_by_slow(self, group: list[_Op]) -> None:
-        """The commit takes long: nobody waits for it whose settlement is in the spool as well."""
-        slow = [op for op in group if op.settles and not op.done.done()]
-        if self._spool is not None and slow and await self._spool.put([op.item for op in slow]):
-            for op in slow:
-                _succeed(op)
-
     async def _write_singly(self, group: list[_Op], checkpoints: dict[str, Checkpoint]) -> bool:
         """One row of the group is refused: write the others, and let that one fail alone."""
         for position, op in enumerate(group):
-            error = await _outcome(self._commit(_records([op], {})))
+            error = await self._attempt(self._commit(_records([op], {})), group[position:])
             if error is None:
                 _succeed(op)
             elif rows_fault(error):
@@ -251,11 +271,7 @@ class SqlLedger(SqlReads):
     def _put_back(self, group: list[_Op], error: Exception) -> None:
         """The database is away: bookings fail, settlements are tried again."""
         self._is_down(error, f"{len(group)} writes")
-        kept = [op for op in group if op.settles or self._spools_bookings]
-        for op in group:
-            if op not in kept:
-                _fail(op, error)
-        self._waiting = kept + self._waiting
+        self._waiting = self._kept(group) + self._waiting
 
     def _is_down(self, error: Exception, what: str) -> None:
         if not self._down:
@@ -294,7 +310,7 @@ class SqlLedger(SqlReads):
 
     async def ping(self) -> None:
         """Raises LedgerUnavailable."""
-        if self._down and self._spools_bookings and not self._waiting:
+        if self._down and self._may_spool_bookings:
             return
         if self._down:
             raise LedgerUnavailable("the last write failed")

@@ -53,11 +53,11 @@ class Pulse:
                     await connection.execute(insert(workers).values(row))
 
     async def stop(self) -> None:
-        """It leaves, and nothing of it is open."""
+        """It leaves. Where something of it is open its row stays: then the leader closes that soon."""
         async with self._engine.connect() as connection:
             await connection.execution_options(**WRITES)
             async with connection.begin():
-                await connection.execute(delete(workers).where(workers.c.id == self._worker))
+                await _forget(connection, self._worker)
 
 
 class Reaper:
@@ -144,6 +144,11 @@ class Reaper:
             for one in opened
         ]
         await writes.settle(connection, events, exports=self._exports)
-        if len(opened) < _AT_ONCE:
-            await connection.execute(delete(workers).where(workers.c.id == worker))
+        await _forget(connection, worker)
         return len(opened)
+
+
+async def _forget(connection: AsyncConnection, worker: str) -> None:
+    """Unless something of it is open, be it that somebody is about to settle that."""
+    open_ones = select(in_flight.c.id).where(in_flight.c.worker == worker)
+    await connection.execute(delete(workers).where(workers.c.id == worker, ~open_ones.exists()))

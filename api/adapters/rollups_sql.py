@@ -11,7 +11,7 @@ import json
 from datetime import UTC, date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ARRAY, String, any_, delete, func, insert, literal, literal_column, select, union_all
+from sqlalchemy import ARRAY, String, any_, delete, func, literal, literal_column, select, union_all
 from sqlalchemy.dialects import postgresql, sqlite
 
 from api.adapters.cubes_sql import EVENTS, OF_EVENTS, SUMS
@@ -72,7 +72,7 @@ class Rollups:
                 return await _add_some(connection) == _BATCH
 
     async def rebuild(self, first: date, last: date) -> list[date]:
-        """Make the roll-ups of these days of UTC anew from their events; returns the days that were wrong.
+        """Make the roll-ups of these days of UTC anew from their events; returns the days whose sums changed.
 
         Events that wait for the writer go on waiting. Raises NotKept.
         """
@@ -112,18 +112,19 @@ async def _add_some(connection: AsyncConnection) -> int:
     rows = taken.all()
     if rows:
         started = [row.started_at for row in rows]
-        ids = _any_of([row.event_id for row in rows], connection.dialect.name)
-        # The times find the partitions.
+        # By the times partitions are found.
         of_time = usage_events.c.started_at.between(min(started), max(started))
-        await _add(connection, usage_events.c.id == ids, of_time)
+        ids = [row.event_id for row in rows]
+        await _add(connection, _is_one_of(ids, connection.dialect.name), of_time)
     return len(rows)
 
 
-def _any_of(ids: list[str], dialect: str) -> Any:
-    """One parameter, however many there are."""
+def _is_one_of(ids: list[str], dialect: str) -> ColumnElement[bool]:
+    """With one parameter, however many there are."""
     if dialect == "sqlite":
-        return any_(select(func.json_each(json.dumps(ids)).table_valued("value").c.value).scalar_subquery())
-    return any_(literal(ids, ARRAY(String())))
+        each = func.json_each(json.dumps(ids)).table_valued("value")
+        return usage_events.c.id.in_(select(each.c.value))
+    return usage_events.c.id == any_(literal(ids, ARRAY(String())))
 
 
 async def _add(connection: AsyncConnection, *which: ColumnElement[bool]) -> None:
@@ -136,22 +137,21 @@ async def _add(connection: AsyncConnection, *which: ColumnElement[bool]) -> None
 
 
 def _cubes(dialect: str, which: tuple[ColumnElement[bool], ...]) -> Any:
-    starts = [literal_column(text).label(name) for name, text in _STARTS[dialect].items()]
+    starts: list[Any] = [literal_column(text).label(name) for name, text in _STARTS[dialect].items()]
     groups = [EVENTS[name].label(name) for name in GROUPS]
     amounts = [amount.label(name) for name, amount in zip(SUMS, OF_EVENTS, strict=True)]
     events = select(*starts, *groups, *amounts).where(*which).cte("events")
 
     def cube(name: str, starts_at: str, *, of_users: bool) -> Select[Any]:
-        key = [events.c.tenant, events.c[starts_at], events.c.key, events.c.model, events.c.upstream]
-        user = literal_column("''")
+        key: list[Any] = [events.c[name] for name in ("tenant", starts_at, "key", "model", "upstream")]
+        user: Any = literal_column("''")
         if of_users:
-            user = events.c.end_user
-            key.append(user)
+            key.append(user := events.c.end_user)
         tenant, at, key_id, model, upstream = key[:5]
         sums = (func.sum(events.c[amount]) for amount in SUMS)
-        return select(
-            tenant, literal_column(f"'{name}'"), at, key_id, user, model, upstream, *sums
-        ).group_by(*key)
+        return select(tenant, literal_column(f"'{name}'"), at, key_id, user, model, upstream, *sums).group_by(
+            *key
+        )
 
     return union_all(
         cube("quarter", "quarter", of_users=False),

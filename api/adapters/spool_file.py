@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -30,20 +31,31 @@ class Spool:
         self.size = 0
         self._file = -1
 
-    def open(self) -> Self:
-        """Make it where it is missing, and lock it. Raises BlockingIOError where another process has it."""
+    def make(self) -> Self:
+        """A new one. It is locked before anybody can find it."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        born = self.path.with_suffix(".new")
+        self._lock(born, os.O_CREAT | os.O_TRUNC)
+        born.rename(self.path)
+        _sync_directory(self.path.parent)
+        return self
+
+    def take(self) -> Self:
+        """One that is there. Raises BlockingIOError where another process has it, OSError where it is gone."""
+        self._lock(self.path)
+        if os.fstat(self._file).st_nlink == 0:  # whoever had it has replayed and removed it meanwhile
+            os.close(self._file)
+            raise BlockingIOError
+        self._cut_torn_end()
+        return self
+
+    def _lock(self, path: Path, flags: int = 0) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(self._file).st_nlink == 0:  # whoever had it has replayed and removed it meanwhile
-                raise BlockingIOError
         except OSError:
             os.close(self._file)
             raise
-        _sync_directory(self.path.parent)
-        self._cut_torn_end()
-        return self
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Write whole lines; they are on the disk when this returns. Raises SpoolFull, OSError."""
@@ -53,10 +65,12 @@ class Spool:
         try:
             written = 0
             while written < len(data):
-                written += os.write(self._file, data[written:])
+                # There, and not at the file's end: half a line may stand there that could not be taken back.
+                written += os.pwrite(self._file, data[written:], self.size + written)
             os.fsync(self._file)
         except OSError:
-            os.ftruncate(self._file, self.size)  # a full disk may have taken half a line
+            with suppress(OSError):
+                os.ftruncate(self._file, self.size)  # a full disk may have taken half a line
             raise
         self.size += len(data)
 
@@ -66,8 +80,10 @@ class Spool:
         while True:
             data = os.pread(self._file, min(wanted, self.size - start), start)
             end = data.rfind(b"\n") + 1
-            if end or start + len(data) >= self.size:
+            if end:
                 return data[:end].splitlines(keepends=True), start + end
+            if len(data) < wanted:  # no line ends here any more: somebody else wrote to it
+                return [data], self.size
             wanted *= 2  # one line is longer than that
 
     def clear(self) -> None:
@@ -102,7 +118,7 @@ def orphans(directory: Path, *, max_bytes: int) -> Iterator[Spool]:
     """The spools of dead workers, opened one after the other; whoever takes one closes it."""
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
         try:
-            yield Spool(path, max_bytes=max_bytes).open()
+            yield Spool(path, max_bytes=max_bytes).take()
         except OSError:  # a live worker's, or somebody else was faster
             continue
 

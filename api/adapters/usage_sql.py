@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from api.adapters.cubes_sql import grouped, sums_of, total
 from api.adapters.ledger_reads_sql import SqlReads
@@ -79,6 +79,8 @@ async def _bounded() -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(_SECONDS):
             yield
+    except ProgrammingError:  # that is nobody's fault but ours
+        raise
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         raise LedgerUnavailable(type(error).__name__) from error
 

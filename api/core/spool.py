@@ -6,12 +6,11 @@ A line is eight hex digits of CRC-32, a space, JSON. Its one key says what it is
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
 
 from api.core.booking import Correction, Ended, Happening
 from api.core.record import Booking, Checkpoint, UsageEvent
@@ -48,7 +47,9 @@ def of_checkpoints(checkpoints: Iterable[Checkpoint]) -> bytes:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    data = msgspec.json.encode(record)
+    # Not msgspec: that refuses half characters and large numbers, and what is refused here is lost.
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat)
+    data = text.encode("utf-8", "surrogatepass")
     return f"{zlib.crc32(data):08x} ".encode() + data + b"\n"
 
 
@@ -59,7 +60,7 @@ def read(lines: Sequence[bytes]) -> Records:
     for line in lines:
         try:
             _take(found, _record(line))
-        except (ValueError, KeyError, TypeError, msgspec.MsgspecError):
+        except (ValueError, KeyError, TypeError):
             broken += 1
     return found._replace(broken=broken)
 
@@ -68,7 +69,7 @@ def _record(line: bytes) -> dict[str, Any]:
     data = line[_CRC_DIGITS + 1 :].rstrip(b"\n")
     if int(line[:_CRC_DIGITS], 16) != zlib.crc32(data):
         raise ValueError("a broken line")
-    record: dict[str, Any] = msgspec.json.decode(data)
+    record: dict[str, Any] = json.loads(data.decode("utf-8", "surrogatepass"))
     return record
 
 

@@ -1,7 +1,7 @@
 """A receiver of exported events: a real HTTP server in a thread, which keeps what it gets and can be told.
 
-It also answers a gate in another process. `says` decides on each batch: a status, a status and headers, `RESET`
-for a connection that is broken off, or an event to wait for before it takes the batch.
+It also answers a gate in another process. `says` decides on each batch: a status, a status and headers,
+`RESET` for a connection that is broken off, or an event to wait for before it takes the batch.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: _Server
 
     def do_POST(self) -> None:
