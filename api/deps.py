@@ -7,6 +7,7 @@ from typing import Annotated, TypedDict
 from fastapi import Depends, Request, Security
 
 from api.accounts import Actor
+from api.exports import Outbox
 from api.flow.gate import Gate
 from auth.authenticator import Authenticator
 from auth.dependencies import Requires, address_of, authenticated
@@ -20,6 +21,7 @@ class LifespanState(TypedDict):
     gate: Gate
     authenticator: Authenticator
     signer: TokenSigner
+    outbox: Outbox
 
 
 async def _gate(request: Request) -> Gate:
@@ -30,6 +32,11 @@ async def _gate(request: Request) -> Gate:
 async def _signer(request: Request) -> TokenSigner:
     signer: TokenSigner = request.state.signer
     return signer
+
+
+async def _outbox(request: Request) -> Outbox:
+    outbox: Outbox = request.state.outbox
+    return outbox
 
 
 async def request_id(request: Request) -> str:
@@ -56,4 +63,5 @@ Anyone = Annotated[Principal, Security(authenticated)]
 By = Annotated[Actor, Depends(_by)]
 GateDep = Annotated[Gate, Depends(_gate)]
 SignerDep = Annotated[TokenSigner, Depends(_signer)]
+OutboxDep = Annotated[Outbox, Depends(_outbox)]
 RequestId = Annotated[str, Depends(request_id)]

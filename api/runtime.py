@@ -22,14 +22,17 @@ from api.adapters.ledger_spool import LedgerSpool, replay_orphans
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.limiter_share import ShareLimiter
+from api.adapters.outbox_sql import SqlOutbox
 from api.adapters.prices_sql import SqlPrices
 from api.adapters.reaper_sql import Pulse, Reaper
 from api.adapters.redis_connect import connect
 from api.adapters.spool_file import Spool, path_of
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
+from api.core.cloud_events import signing_key
 from api.core.demand import Terms
 from api.core.policy import Policy
+from api.flow import export as export_flow
 from api.flow.gate import Gate
 from api.flow.keep import lead, repeat
 from api.flow.tend import tend
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
 
     from api.adapters.upstream_openai import OpenAIUpstream
     from api.deps import LifespanState
-    from api.ports import Tokenizer
+    from api.ports import Clock, Tokenizer
     from api.settings import Settings
 
 
@@ -96,7 +99,12 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             Spool(path_of(settings.spool_dir, worker), max_bytes=settings.spool_max_bytes).make()
         )
         stack.push_async_callback(spool.close)
-        ledger = SqlLedger(engine, spool=spool, spools_bookings=settings.database_away == "spool")
+        ledger = SqlLedger(
+            engine,
+            spool=spool,
+            spools_bookings=settings.database_away == "spool",
+            exports=bool(settings.export_url),
+        )
         price_book = SqlPrices(changing, clock)
         gate = Gate(
             clock=clock,
@@ -123,9 +131,10 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             gate.chores.start(gate.doorbell.listen(gate.changed.set), name="doorbell")
         if issuers.has_key_sets:
             gate.chores.start(_refresh(issuers), name="issuers")
-        leave = await _keep(gate, settings, ledger, keeping)
+        leave = await _keep(gate, settings, ledger, keeping, stack)
         try:
-            yield {"gate": gate, "authenticator": gate.authenticator, "signer": signer}
+            outbox = SqlOutbox(changing, clock)
+            yield {"gate": gate, "authenticator": gate.authenticator, "signer": signer, "outbox": outbox}
         finally:
             tending.cancel()
             await ledger.close()
@@ -136,7 +145,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
 
 
 async def _keep(
-    gate: Gate, settings: Settings, ledger: SqlLedger, engine: AsyncEngine
+    gate: Gate, settings: Settings, ledger: SqlLedger, engine: AsyncEngine, stack: AsyncExitStack
 ) -> Callable[[], Awaitable[None]]:
     """Start what goes on beside the streams; returns how this worker takes its leave."""
     worker, seconds = gate.policy.worker, min(2 * settings.tick_seconds, settings.lease_seconds / 8)
@@ -150,6 +159,7 @@ async def _keep(
         lambda: gate.prices,
         dead_seconds=settings.lease_seconds * 0.8,
         orphan_seconds=settings.stream_seconds + 60,
+        exports=bool(settings.export_url),
     )
     jobs = [reaper]
 
@@ -171,7 +181,28 @@ async def _keep(
         ("lead", "the books wait", lambda: lead(lease.hold, jobs)),
     ):
         gate.chores.start(repeat(work, what, seconds=seconds), name=name)
+    if settings.export_url:
+        export = _export(settings, SqlOutbox(engine, gate.clock), gate.clock, lease, stack)
+        gate.chores.start(repeat(export.rounds, "the export waits", seconds=seconds), name="export")
     return leave
+
+
+def _export(
+    settings: Settings, outbox: SqlOutbox, clock: Clock, lease: Lease, stack: AsyncExitStack
+) -> export_flow.Export:
+    from api.adapters.export_http import HttpReceiver  # noqa: PLC0415 - slow to import
+
+    receiver = HttpReceiver(
+        settings.export_url,
+        token=settings.export_token.get_secret_value(),
+        timeout_seconds=settings.export_timeout_seconds,
+    )
+    stack.push_async_callback(receiver.close)
+    secret = settings.export_secret.get_secret_value()
+    terms = export_flow.Terms(
+        settings.export_source, settings.export_batch, signing_key(secret) if secret else None
+    )
+    return export_flow.Export(outbox, receiver, clock, lease.hold, terms)
 
 
 def _limiter(settings: Settings, redis: Redis, clock: SystemClock, worker: str) -> ShareLimiter:

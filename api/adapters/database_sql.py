@@ -35,8 +35,12 @@ def database_url(text: str) -> URL:
     return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
 
 
-def open_engine(text: str, *, connections: int = 10, migrating: bool = False) -> AsyncEngine:
+def open_engine(
+    text: str, *, connections: int = 10, migrating: bool = False, seconds: float = 5
+) -> AsyncEngine:
     """An engine; connects when first used, and keeps half of its connections when they are idle.
+
+    On PostgreSQL a statement may take so many `seconds`.
 
     For `migrating` SQLite checks no foreign keys: it changes a table by making it anew.
     """
@@ -57,7 +61,7 @@ def open_engine(text: str, *, connections: int = 10, migrating: bool = False) ->
         pool_timeout=5,
         pool_pre_ping=True,
         hide_parameters=True,  # rows hold hashes and tenants' data: not for logs
-        connect_args={"timeout": 5, "command_timeout": 5},
+        connect_args={"timeout": 5, "command_timeout": seconds},
     )
 
 

@@ -178,7 +178,7 @@ class SqlLedger(SqlReads):
         await asyncio.sleep(max(0.0, end - loop.time()))
 
     async def _put_by(self, under_way: Sequence[_Op] = ()) -> None:
-        """What waits goes to the spool, as far as it may and the spool takes it; so does what is under way."""
+        """What waits goes to the spool, as far as it may and the spool takes it; and what is under way."""
         if self._spool is None:
             return
         ops = [op for op in (*under_way, *self._waiting) if op.settles or self._spools_bookings]
@@ -193,7 +193,7 @@ class SqlLedger(SqlReads):
             self._checkpoints = checkpoints | self._checkpoints
 
     def _kept(self, ops: Iterable[_Op]) -> list[_Op]:
-        """Those that must be tried again; bookings that may not wait are refused while the database is away."""
+        """Those that must be tried again. Bookings that may not wait are refused."""
         refused = self._down and not self._may_spool_bookings
         kept = []
         for op in ops:
@@ -204,9 +204,9 @@ class SqlLedger(SqlReads):
         return kept
 
     async def _attempt(self, work: Awaitable[None], ops: Sequence[_Op] = ()) -> Exception | None:
-        """What the work raised. Where it takes long, or the database is away, nobody waits for it:
+        """What the work raised. Where it takes long, or the database is away, nobody waits for it.
 
-        what came, and `ops` that it is about, lie in the spool as well.
+        Then what comes lies in the spool, and what the work is about, `ops`, as well.
         """
         task = self._commits.start(_outcome(work), name="commit")
         if self._spool is None or not self._down:
@@ -216,7 +216,9 @@ class SqlLedger(SqlReads):
         while not task.done():
             self._wake.clear()
             await self._put_by(ops)
-            if not task.done():
+            if self._spool is None or self._spool.full:
+                await asyncio.wait([task])
+            elif not task.done():
                 await self._wake.wait()
         return task.result()
 

@@ -41,7 +41,7 @@ class Spool:
         return self
 
     def take(self) -> Self:
-        """One that is there. Raises BlockingIOError where another process has it, OSError where it is gone."""
+        """One that is there. Raises BlockingIOError where another has it, OSError where it is gone."""
         self._lock(self.path)
         if os.fstat(self._file).st_nlink == 0:  # whoever had it has replayed and removed it meanwhile
             os.close(self._file)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from api.adapters.database_sql import migrate
-from api.cli import admins, keys, ledger, streams, tenants
+from api.cli import admins, export, keys, ledger, streams, tenants
 from api.cli.shared import Json, settings_or_exit, show
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(keys.tokens, name="token")
 app.add_typer(admins.app, name="admin")
 app.add_typer(streams.app, name="stream")
+app.add_typer(export.app, name="export")
 app.command(epilog="Example: sluicegate usage --tenant TENANT_ID --events")(tenants.usage)
 app.command(epilog="Example: sluicegate audit --action key.revoke")(admins.audit)
 app.command(epilog="Example: sluicegate reconcile --wait-seconds 15")(ledger.reconcile)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from api.core.booking import Correction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from api.core.money import Price
     from api.core.record import UsageEvent
+    from api.core.usage import Usage
 
 _TOKENS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
 
@@ -58,16 +59,20 @@ def repriced(standing: Sequence[UsageEvent], price: Price, at: datetime) -> Usag
     """
     first = standing[0]
     used = {name: max(0, sum(getattr(one.usage, name) for one in standing)) for name in _TOKENS}
+    cost = price.of(_with_tokens(first.usage, used))
     costs = [one.cost_nano_dollars for one in standing if one.cost_nano_dollars is not None]
-    cost = price.of(replace(first.usage, **used))
     if costs and sum(costs) == cost:
         return None
     return replace(
         first,
-        usage=replace(first.usage, **dict.fromkeys(_TOKENS, 0)),
+        usage=_with_tokens(first.usage, dict.fromkeys(_TOKENS, 0)),
         cause=Correction.REPRICED,
         ended_at=at,
         cost_nano_dollars=cost - sum(costs),
         price_version=price.version,
         number=standing[-1].number + 1,
     )
+
+
+def _with_tokens(usage: Usage, tokens: Mapping[str, Any]) -> Usage:
+    return replace(usage, **tokens)

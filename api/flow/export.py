@@ -9,7 +9,6 @@ the culprit is alone; it comes again by itself, later and later, and is dead aft
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from datetime import timedelta
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sluicegate.export")
 
-_IDLE_SECONDS = 2.0
 _PRUNE_EVERY_SECONDS = 600.0
 _PRUNED_AT_ONCE = 5000
 
@@ -46,7 +44,7 @@ class _Stopped(Exception):  # noqa: N818 - reads as what happened
 
 
 class Export:
-    """Start `run` as a task of its own: a slow receiver must hold up nobody else."""
+    """Repeat `rounds` in a task of its own: a slow receiver must hold up nobody else."""
 
     def __init__(
         self,
@@ -69,16 +67,10 @@ class Export:
         self._prune_at = clock.monotonic()
         self._said: str | None = None
 
-    async def run(self) -> None:
-        """Export until cancelled. A round that fails is logged, and the next one comes."""
-        while True:
-            more = False
-            try:
-                more = await self.round()
-            except Exception:
-                log.exception("a round of the export failed")
-            if not more:
-                await asyncio.sleep(_IDLE_SECONDS)
+    async def rounds(self) -> None:
+        """Send all that is due."""
+        while await self.round():
+            pass
 
     async def round(self) -> bool:
         """Send the next batch. True: there is more to do at once."""

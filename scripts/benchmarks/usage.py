@@ -1,9 +1,9 @@
 """How long answers about usage take on PostgreSQL, with a month of events on the ledger.
 
-A fifth of the events are one tenant's, with many end users; the rest are spread over the others. The questions
-are asked by the gate's own code, of that tenant and of its month, while some events wait for the roll-ups. The
-yardstick is the same month's sum over the events themselves. `--zone` is where its days begin: but for UTC its
-intervals are made up of quarters of an hour.
+A fifth of the events are one tenant's, with many end users and twenty keys; the others have four keys each, and
+each key has two models. The questions are asked by the gate's own code, of that tenant and of its month, while
+some events wait for the roll-ups. The yardstick is the same month's sum over the events themselves. `--zone` is
+where days begin: but for UTC they are made up of quarters of an hour.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-_BIG = "tn_00"
+_BIG = "tn_0"
 _MONTH = ("2026-10-01", "2026-11-01")
 _DAYS = 31
 _SECONDS = 3600.0
@@ -43,20 +43,23 @@ _NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 _FILL = text("""
 INSERT INTO usage_events (
-    id, request_id, tenant_id, key_id, end_user, dialect, model, upstream, worker, started_at, answered_model,
-    input_tokens, output_tokens, cached_tokens, reasoning_tokens, source, certainty, ended, cause, duration_ms,
-    ended_at, cost_nano_dollars, price_version
+    id, request_id, tenant_id, key_id, end_user, dialect, model, upstream, worker, started_at, ended_at,
+    answered_model, input_tokens, output_tokens, cached_tokens, reasoning_tokens, source, certainty, ended,
+    cause, duration_ms, cost_nano_dollars, price_version
 )
 SELECT 'bk_' || lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || lpad(to_hex(n), 20, '0'),
-    'req_' || n, tenant, 'k' || tenant || n / 7 % 20, 'user ' || n * 7919 % :users, 'openai_chat',
-    'model-' || n / 3 % 8, 'upstream-' || n / 11 % 2, 'host:1:00000000', at, 'model-' || n / 3 % 8,
-    n % 2000, n % 700, n % 500, n % 90, 'provider', 'exact', 'finished', 'finished', n % 9000,
-    at + interval '3 seconds', n % 100000, '1'
+    'req_' || n, 'tn_' || tenant, 'k' || tenant || 'x' || key, 'user ' || n * 7919 % CAST(:users AS bigint),
+    'openai_chat', 'model-' || (key + n / 101 % 2) % 8, 'upstream-' || key % 2, 'host:1:00000000', at,
+    at + interval '3 seconds', 'model-' || (key + n / 101 % 2) % 8, n % 2000, n % 700, n % 500, n % 90,
+    'provider', 'exact', 'finished', 'finished', n % 9000, n % 100000, '1'
 FROM (
-    SELECT n, CASE WHEN n % 5 = 0 THEN 'tn_00' ELSE 'tn_' || lpad((n * 31 % :tenants)::text, 2, '0') END AS tenant,
-        date_trunc('milliseconds', :start + n * (:whole / :events)) AS at
-    FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
-) AS numbers
+    SELECT n, tenant, n / 7 % CASE WHEN tenant = 0 THEN 20 ELSE 4 END AS key,
+        date_trunc('milliseconds', CAST(:start AS timestamptz) + n * CAST(:step AS interval)) AS at
+    FROM (
+        SELECT n, CASE WHEN n % 5 = 0 THEN 0 ELSE n * 31 % CAST(:tenants AS bigint) END AS tenant
+        FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
+    ) AS of_tenants
+) AS requests
 """)
 _QUEUE = text("""
 INSERT INTO rollup_queue (event_id, tenant_id, started_at)
@@ -72,7 +75,7 @@ FROM usage_events WHERE tenant_id = :tenant AND started_at >= :start AND started
 async def fill(engine: AsyncEngine, events: int, users: int, tenants: int) -> dict[str, float]:
     """A month of events and their roll-ups; how long both took."""
     start = datetime.fromisoformat(f"{_MONTH[0]}T00:00:00+00:00")
-    same = {"users": users, "tenants": tenants, "events": events, "start": start, "whole": _DAYS * timedelta(1)}
+    same = {"users": users, "tenants": tenants, "start": start, "step": _DAYS * timedelta(1) / events}
     begun = time.perf_counter()
     for first in range(0, events, _CHUNK):
         async with engine.begin() as connection:
@@ -88,8 +91,12 @@ async def fill(engine: AsyncEngine, events: int, users: int, tenants: int) -> di
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         await connection.execute(text("VACUUM ANALYZE"))
         counted = await connection.execute(text("SELECT cube, count(*) FROM usage_rollups GROUP BY cube"))
-        rows = {f"rows of {cube}": float(count) for cube, count in counted.tuples()}
-    return {"fill seconds": filled - begun, "rebuild seconds": rebuilt - filled, "writer events/s": writer} | rows
+        rows = {f"rows of {cube}": float(count) for cube, count in counted}
+    return {
+        "fill seconds": filled - begun,
+        "rebuild seconds": rebuilt - filled,
+        "writer events/s": writer,
+    } | rows
 
 
 async def _writer(engine: AsyncEngine, rollups: Rollups) -> float:

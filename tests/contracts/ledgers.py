@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select, text
 
 from api.adapters import ledger_writes_sql as writes
 from api.adapters.database_sql import WRITES
@@ -12,9 +15,10 @@ from api.core.ids import sortable_id
 from tests.contracts.helpers import START, booking, event
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from datetime import datetime
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from api.core.record import Booking, UsageEvent
 
@@ -50,6 +54,19 @@ def came(at: datetime = START, **changes: Any) -> Booking:
 def ended(at: datetime = START, *, of: dict[str, Any] | None = None, **changes: Any) -> UsageEvent:
     """The event of such a booking; a second later it was over."""
     return event(came(at, **of or {}), **{"ended_at": at + timedelta(seconds=1)} | changes)
+
+
+@asynccontextmanager
+async def lawless(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction in which no trigger keeps anybody from changing what must not be changed."""
+    async with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            await connection.execute(text("SET LOCAL session_replication_role = replica"))
+        else:
+            triggers = select(text("name FROM sqlite_master WHERE type = 'trigger'"))
+            for name in (await connection.execute(triggers)).scalars().all():
+                await connection.execute(text(f"DROP TRIGGER {name}"))
+        yield connection
 
 
 async def put(engine: AsyncEngine, *events: UsageEvent, exports: bool = False) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import delete, text, update
+from sqlalchemy import delete, update
 
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.outbox_sql import KEPT
@@ -14,7 +14,7 @@ from api.adapters.tables_sql import outbox, usage_events
 from api.core.delivery import MAX_ATTEMPTS
 from tests.contracts.exporting import LATER, refusing, rows, set_up
 from tests.contracts.helpers import BY, START
-from tests.contracts.ledgers import ended, put
+from tests.contracts.ledgers import ended, lawless, put
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,14 +108,10 @@ async def test_dead_letters_are_seen_and_sent_again(stage: Stage, clock) -> None
     assert {entry.actor for entry in noted} == {BY.name}
 
 
-async def test_an_event_that_the_ledger_keeps_no_more_is_a_dead_letter(stage: Stage, kind) -> None:
+async def test_an_event_that_the_ledger_keeps_no_more_is_a_dead_letter(stage: Stage) -> None:
     """It is not silently gone, and holds up nobody."""
     gone, kept = await stage.waiting(2)
-    async with stage.engine.begin() as connection:
-        if kind == "postgresql":
-            await connection.execute(text("SET LOCAL session_replication_role = replica"))
-        else:
-            await connection.execute(text("DROP TRIGGER usage_events_no_delete"))
+    async with lawless(stage.engine) as connection:
         await connection.execute(delete(usage_events).where(usage_events.c.id == gone.id))
     await stage.export.round()
     assert stage.receiver.taken == [kept.id]

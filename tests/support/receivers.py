@@ -109,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         status, more = said if isinstance(said, tuple) else (int(said), {})  # type: ignore[call-overload]
+        receiver.note(Delivery(self.path, headers, body, status))
         with suppress(OSError):  # whoever asked has left meanwhile
             self._answer(status, more, receiver.writes)
-        receiver.note(Delivery(self.path, headers, body, status))
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)

@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import httpx2
+import psutil
 import redis as sync_redis
 
 if TYPE_CHECKING:
@@ -122,6 +124,20 @@ class PostgresServer:
         name = f"t{uuid.uuid4().hex}"
         self.server.psql(f"CREATE DATABASE {name};")
         return str(self.server.get_uri(database=name))
+
+    def kill(self) -> None:
+        """Gone at once, as in a crash: nothing is said to those who are connected. `start` recovers it."""
+        pid = self._pid()
+        os.kill(pid, signal.SIGQUIT)
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+
+    def start(self) -> None:
+        """Start it on the same data and socket; returns when it answers."""
+        self.server.ensure_postgres_running()
+
+    def _pid(self) -> int:
+        return int((self.directory / "postmaster.pid").read_text().split()[0])
 
     def stop(self) -> None:
         self.server.cleanup()

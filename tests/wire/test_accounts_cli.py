@@ -252,6 +252,7 @@ COMMANDS = [
     ("audit",),
     ("usage",),
     ("reconcile",),
+    *(("export", verb) for verb in ("status", "dead", "retry", "backfill")),
 ]
 TOLD_BY_EXAMPLE = {
     ("tenant", "create"),
@@ -266,6 +267,9 @@ TOLD_BY_EXAMPLE = {
     ("audit",),
     ("usage",),
     ("reconcile",),
+    ("export", "dead"),
+    ("export", "retry"),
+    ("export", "backfill"),
 }
 """Commands with options that one would have to guess."""
 
