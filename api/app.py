@@ -21,10 +21,23 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from api import runtime, schema, schema_accounts, schema_export
+from api import runtime, schema, schema_accounts, schema_export, schema_prices
 from api.edge import Connection, Edge
 from api.errors import ROWS, TooManyAttempts, failure_of, json_error
-from api.routes import chat, export, keys, limits, ops, pages, sign_in, streams, tenants, tokens, usage
+from api.routes import (
+    chat,
+    export,
+    keys,
+    limits,
+    ops,
+    pages,
+    prices,
+    sign_in,
+    streams,
+    tenants,
+    tokens,
+    usage,
+)
 from api.routes.bodies import bad_field
 from api.routes.throttles import by_caller, throttle
 from auth.passwords import Hasher
@@ -71,6 +84,8 @@ _OWN_BODIES = (
     schema_accounts.LoginIn,
     schema_accounts.TokenIn,
     schema_export.RetryIn,
+    schema_prices.PricesIn,
+    schema_prices.MarkupIn,
 )
 """Bodies that routes read themselves, after authentication; FastAPI has to be told of them."""
 
@@ -132,6 +147,7 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
         keys.admin,
         tokens.router,
         tenants.router,
+        prices.router,
         export.router,
         ops.router,
         pages.router,

@@ -26,6 +26,7 @@ from api.adapters.outbox_sql import SqlOutbox
 from api.adapters.prices_sql import SqlPrices
 from api.adapters.reaper_sql import Pulse, Reaper
 from api.adapters.redis_connect import connect
+from api.adapters.rollups_sql import Rollups
 from api.adapters.spool_file import Spool, path_of
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
@@ -34,7 +35,7 @@ from api.core.demand import Terms
 from api.core.policy import Policy
 from api.flow import export as export_flow
 from api.flow.gate import Gate
-from api.flow.keep import lead, repeat
+from api.flow.keep import Job, lead, repeat
 from api.flow.tend import tend
 from api.flow.turns import Places
 from api.flow.watch import Watch, note_used, note_used_for_ever
@@ -161,7 +162,7 @@ async def _keep(
         orphan_seconds=settings.stream_seconds + 60,
         exports=bool(settings.export_url),
     )
-    jobs = [reaper]
+    jobs: list[Job] = [reaper, Rollups(engine, lease)]
 
     async def take_over() -> None:
         if not ledger.away:

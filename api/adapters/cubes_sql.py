@@ -7,20 +7,24 @@ transaction that adds it up. So an answer is exact at every moment, however far 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import ARRAY, Integer, String, case, func, literal, literal_column, select, union_all
+from sqlalchemy import ARRAY, String, case, func, literal, literal_column, select, union_all
 from sqlalchemy import tuple_ as row_of
 
 from api.adapters.tables_sql import UtcTime, rollup_queue, usage_events, usage_rollups
 from api.core.usage_query import Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, Select, Subquery
 
     from api.core.usage_query import Segment, Span, UsageQuery
+
+    _Columns = Mapping[str, ColumnElement[Any]]
 
 SUMS = tuple(Sums.__dataclass_fields__)
 
@@ -54,8 +58,12 @@ OF_EVENTS: Sequence[ColumnElement[Any]] = (
 )
 """What a row of the ledger adds to each of SUMS."""
 
-_NAMES = ("span", "cube", "starts_at", "ends_at")
-_KINDS: Sequence[Any] = (Integer(), String(), UtcTime(), UtcTime())
+
+class Bounds(NamedTuple):
+    """From where on: behind the groups of a row of the first span. And to which end user."""
+
+    behind: tuple[str, ...] | None = None
+    last_user: str | None = None
 
 
 def sums_of(row: Any) -> Sums:
@@ -65,117 +73,146 @@ def sums_of(row: Any) -> Sums:
 
 def total(query: UsageQuery) -> Select[Any]:
     """One row: the sums of all that a query asks for."""
-    parts = _of_one(query, query.whole, (), None)
-    return select(*_added(parts))
+    query = replace(query, interval=None, group_by=())  # days are quicker to add up than end users
+    return select(*_added(_parts(query, [query.whole], (), Bounds(), _one)))
+
+
+def last_user(query: UsageQuery, behind: tuple[str, ...] | None, limit: int) -> Select[Any]:
+    """The end user with whom a page of so many rows is full, where there are so many end users.
+
+    For a query whose rows come in their order: with it a page costs what is on it, and not all that there is.
+    """
+    (segment,) = query.segments(query.whole)
+    users = select(_ROLLED.end_user).where(*_filters(query, ROLLED), *_within(segment))
+    if behind is not None:
+        users = users.where(_ROLLED.end_user >= behind[0])  # one more: this one may have no other row
+    return users.distinct().order_by(_ROLLED.end_user).offset(limit).limit(1)
+
+
+def _within(segment: Segment) -> tuple[ColumnElement[bool], ...]:
+    return (
+        _ROLLED.cube == literal_column(f"'{segment.cube}'"),  # each has plans of its own
+        _ROLLED.starts_at >= segment.starts_at,
+        _ROLLED.starts_at < segment.ends_at,
+    )
 
 
 def grouped(
-    query: UsageQuery, spans: Sequence[Span], behind: tuple[str, ...] | None, limit: int, dialect: str
+    query: UsageQuery, spans: Sequence[Span], bounds: Bounds, limit: int, dialect: str
 ) -> Select[Any]:
-    """The number of a span among `spans`, the groups in the query's order, and SUMS.
-
-    `behind` are the groups of a row of the first span: rows come from behind it on.
-    """
+    """The number of a span among `spans`, which are neighbours, the groups in the query's order, and SUMS."""
+    names = list(query.order)
     if query.interval is None:
-        parts = _of_one(query, spans[0], query.order, behind)
+        parts = _parts(query, spans, query.order, bounds, _one)
     else:
-        parts = _of_many(query, spans, query.order, behind, dialect)
-    names = [parts.c.span, *(parts.c[name] for name in query.order)]
-    return select(*names, *_added(parts)).group_by(*names).order_by(*names).limit(limit)
+        names.insert(0, "span")
+        if dialect == "sqlite":
+            parts = _joined(query, spans, bounds)
+        else:
+            begins = literal([span.starts_at for span in spans], ARRAY(UtcTime()))
+            parts = _parts(query, spans, query.order, bounds, lambda at: func.width_bucket(at, begins) - 1)
+    keys = [parts.c[name] for name in names]
+    number = literal_column("0") if query.interval is None else keys.pop(0)
+    chosen = select(number, *keys, *_added(parts))
+    order = [parts.c[name] for name in names]
+    return chosen.group_by(*order).order_by(*order).limit(limit)
+
+
+def _one(_at: Any) -> Any:
+    """There is one span."""
+    return literal_column("0")
 
 
 def _added(parts: Subquery) -> list[ColumnElement[Any]]:
     return [func.sum(parts.c[name]).label(name) for name in SUMS]
 
 
-def _of_one(query: UsageQuery, span: Span, order: Sequence[str], behind: tuple[str, ...] | None) -> Subquery:
-    """A branch for each segment, with its times as constants: for those an index keeps end users in order."""
-    number: ColumnElement[Any] = literal_column("0").label("span")
-    rolled = [
-        _rolled(query, number, order).where(
-            _ROLLED.cube == segment.cube,
-            _ROLLED.starts_at >= segment.starts_at,
-            _ROLLED.starts_at < segment.ends_at,
-        )
-        for segment in query.segments(span)
-    ]
-    waiting = _waiting(query, number, order).where(
-        _QUEUED.started_at >= span.starts_at, _QUEUED.started_at < span.ends_at
-    )
-    if behind is not None:
-        rolled = [part.where(_is_behind(ROLLED, order, behind)) for part in rolled]
-        waiting = waiting.where(_is_behind(EVENTS, order, behind))
-    return union_all(*rolled, waiting).subquery("parts")
-
-
-def _of_many(
+def _parts(
     query: UsageQuery,
     spans: Sequence[Span],
     order: Sequence[str],
-    behind: tuple[str, ...] | None,
-    dialect: str,
+    bounds: Bounds,
+    number: Callable[[ColumnElement[Any]], ColumnElement[Any]],
 ) -> Subquery:
-    """Segments as a table to join: the statement is the same text for any number of them."""
-    segments = [(number, segment) for number, span in enumerate(spans) for segment in query.segments(span)]
-    rolled_in, waiting_in = (_table(segments, dialect, name) for name in ("rolled_in", "waiting_in"))
-    rolled = _rolled(query, rolled_in.c.span, order).where(
-        _ROLLED.cube == rolled_in.c.cube,
-        _ROLLED.starts_at >= rolled_in.c.starts_at,
-        _ROLLED.starts_at < rolled_in.c.ends_at,
+    """The roll-ups of each segment, and the events that wait. Times are constants, so that indexes help."""
+    bounded = _bounds(ROLLED, _ROLLED.starts_at, spans, order, bounds)
+    rolled = [
+        _rolled(query, number(_ROLLED.starts_at), order).where(*_within(segment), *bounded)
+        for segment in query.merged(spans)
+    ]
+    waiting = _waiting(query, number(_QUEUED.started_at), order, spans, bounds)
+    return union_all(*rolled, waiting).subquery("parts")
+
+
+def _joined(query: UsageQuery, spans: Sequence[Span], bounds: Bounds) -> Subquery:
+    """For SQLite, which cannot tell the number of a span: segments and spans are tables to join."""
+    numbered = list(enumerate(spans))
+    of_rolled = _table(
+        [(number, *one) for number, span in numbered for one in query.segments(span)], "of_rolled"
     )
-    waiting = _waiting(query, waiting_in.c.span, order).where(
-        _QUEUED.started_at >= waiting_in.c.starts_at, _QUEUED.started_at < waiting_in.c.ends_at
+    of_waiting = _table([(number, "", *span) for number, span in numbered], "of_waiting")
+    rolled = _rolled(query, of_rolled.c.span, query.order).where(
+        _ROLLED.cube == of_rolled.c.cube,
+        _ROLLED.starts_at >= of_rolled.c.starts_at,
+        _ROLLED.starts_at < of_rolled.c.ends_at,
+        *_bounds(ROLLED, _ROLLED.starts_at, spans, query.order, bounds),
     )
-    if behind is not None:
-        rolled = rolled.where((rolled_in.c.span > 0) | _is_behind(ROLLED, order, behind))
-        waiting = waiting.where((waiting_in.c.span > 0) | _is_behind(EVENTS, order, behind))
+    waiting = _waiting(query, of_waiting.c.span, query.order, spans, bounds).where(
+        _QUEUED.started_at >= of_waiting.c.starts_at, _QUEUED.started_at < of_waiting.c.ends_at
+    )
     return union_all(rolled, waiting).subquery("parts")
+
+
+def _table(rows: Sequence[tuple[int, str, datetime, datetime]], name: str) -> Subquery:
+    texts = [(number, cube, *(f"{at:%Y-%m-%d %H:%M:%S.%f}" for at in times)) for number, cube, *times in rows]
+    each = func.json_each(json.dumps(texts)).table_valued("value")
+    names = ("span", "cube", "starts_at", "ends_at")
+    picked = (
+        func.json_extract(each.c.value, f"$[{position}]").label(label) for position, label in enumerate(names)
+    )
+    return select(*picked).subquery(name)
 
 
 def _rolled(query: UsageQuery, number: ColumnElement[Any], order: Sequence[str]) -> Select[Any]:
     names = (ROLLED[name].label(name) for name in order)
-    chosen = select(number, *names, *(_ROLLED[name] for name in SUMS))
+    chosen = select(number.label("span"), *names, *(_ROLLED[name] for name in SUMS))
     return chosen.where(*_filters(query, ROLLED))
 
 
-def _waiting(query: UsageQuery, number: ColumnElement[Any], order: Sequence[str]) -> Select[Any]:
+def _waiting(
+    query: UsageQuery, number: ColumnElement[Any], order: Sequence[str], spans: Sequence[Span], bounds: Bounds
+) -> Select[Any]:
     names = (EVENTS[name].label(name) for name in order)
     amounts = (amount.label(name) for name, amount in zip(SUMS, OF_EVENTS, strict=True))
-    chosen = select(number, *names, *amounts).where(
+    chosen = select(number.label("span"), *names, *amounts).where(
+        _QUEUED.started_at >= spans[0].starts_at,
+        _QUEUED.started_at < spans[-1].ends_at,
         # The times are the same: with them a partition is found.
         _EVENT.id == _QUEUED.event_id,
         _EVENT.started_at == _QUEUED.started_at,
         *_filters(query, EVENTS),
+        *_bounds(EVENTS, _QUEUED.started_at, spans, order, bounds),
     )
     return chosen if query.tenant_id is None else chosen.where(_QUEUED.tenant_id == query.tenant_id)
 
 
-def _filters(query: UsageQuery, columns: Mapping[str, ColumnElement[Any]]) -> list[ColumnElement[bool]]:
+def _filters(query: UsageQuery, columns: _Columns) -> list[ColumnElement[bool]]:
     wanted = dict(query.filters) | ({} if query.tenant_id is None else {"tenant": query.tenant_id})
     return [columns[name] == value for name, value in wanted.items()]
 
 
-def _is_behind(
-    columns: Mapping[str, ColumnElement[Any]], order: Sequence[str], behind: tuple[str, ...]
-) -> ColumnElement[bool]:
+def _bounds(
+    columns: _Columns, at: ColumnElement[Any], spans: Sequence[Span], order: Sequence[str], bounds: Bounds
+) -> list[ColumnElement[bool]]:
+    behind, last = bounds
+    found: list[ColumnElement[bool]] = [] if last is None else [columns["end_user"] <= last]
+    if behind is None:
+        return found
     if len(order) == 1:
-        return columns[order[0]] > behind[0]
-    values = [literal(value, String) for value in behind]
-    return row_of(*(columns[name] for name in order)) > row_of(*values)
-
-
-def _table(segments: Sequence[tuple[int, Segment]], dialect: str, name: str) -> Subquery:
-    """Rows of span, cube, starts_at and ends_at, from as many parameters whatever their number."""
-    if dialect == "sqlite":
-        rows = [
-            (number, one.cube, *(f"{at:%Y-%m-%d %H:%M:%S.%f}" for at in one[1:])) for number, one in segments
-        ]
-        each = func.json_each(json.dumps(rows)).table_valued("value")
-        picked: list[Any] = [func.json_extract(each.c.value, f"$[{position}]") for position in range(4)]
+        later = columns[order[0]] > behind[0]
     else:
-        columns = zip(*((number, *one) for number, one in segments), strict=True)
-        arrays: list[Any] = [
-            literal(list(values), ARRAY(kind)) for values, kind in zip(columns, _KINDS, strict=True)
-        ]
-        picked = list(func.unnest(*arrays).table_valued(*_NAMES).render_derived().c)
-    return select(*(one.label(label) for one, label in zip(picked, _NAMES, strict=True))).subquery(name)
+        values = [literal(value, String) for value in behind]
+        later = row_of(*(columns[name] for name in order)) > row_of(*values)
+        if len(spans) == 1:  # what follows from it, for an index
+            found.append(columns[order[0]] >= behind[0])
+    return [*found, later if len(spans) == 1 else later | (at >= spans[0].ends_at)]

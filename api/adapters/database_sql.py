@@ -36,11 +36,12 @@ def database_url(text: str) -> URL:
 
 
 def open_engine(
-    text: str, *, connections: int = 10, migrating: bool = False, seconds: float = 5
+    text: str, *, connections: int = 10, migrating: bool = False, reports: bool = False
 ) -> AsyncEngine:
     """An engine; connects when first used, and keeps half of its connections when they are idle.
 
-    On PostgreSQL a statement may take so many `seconds`.
+    For `reports` a statement may take longer, and is planned for its own values each time: a plan for any
+    tenant and any time is a bad one.
 
     For `migrating` SQLite checks no foreign keys: it changes a table by making it anew.
     """
@@ -54,6 +55,7 @@ def open_engine(
             event.listen(engine.sync_engine, "connect", _sqlite_migrates)
         event.listen(engine.sync_engine, "begin", _sqlite_begins)
         return engine
+    settings = {"plan_cache_mode": "force_custom_plan"} if reports else {}
     return create_async_engine(
         url,
         pool_size=connections // 2,
@@ -61,7 +63,7 @@ def open_engine(
         pool_timeout=5,
         pool_pre_ping=True,
         hide_parameters=True,  # rows hold hashes and tenants' data: not for logs
-        connect_args={"timeout": 5, "command_timeout": seconds},
+        connect_args={"timeout": 5, "command_timeout": 30 if reports else 5, "server_settings": settings},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import and_, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from api.adapters import rows_sql
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from sqlalchemy import Select
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from api.accounts import Actor
@@ -59,7 +59,7 @@ class SqlOutbox:
     async def due(self, limit: int) -> list[Outgoing]:
         """The next rows that are due, those that wait longest first."""
         waiting = (
-            select(outbox.c.event_id, outbox.c.attempts, outbox.c.next_at)
+            select(outbox.c.event_id, outbox.c.started_at, outbox.c.attempts, outbox.c.next_at)
             .where(*_PENDING, outbox.c.next_at <= self._clock.now())
             .order_by(outbox.c.next_at, outbox.c.event_id)
             .limit(limit)
@@ -68,7 +68,7 @@ class SqlOutbox:
         query = (
             select(waiting.c.event_id, waiting.c.attempts, tenants.c.external_id, *usage_events.c)
             .select_from(waiting)
-            .outerjoin(usage_events, usage_events.c.id == waiting.c.event_id)
+            .outerjoin(usage_events, _is_event_of(waiting.c))
             .outerjoin(tenants, tenants.c.id == usage_events.c.tenant_id)
             .order_by(waiting.c.next_at, waiting.c.event_id)
         )
@@ -158,7 +158,7 @@ class SqlOutbox:
         query = (
             select(*(outbox.c[name] for name in shown), usage_events.c.tenant_id)
             .select_from(outbox)
-            .outerjoin(usage_events, usage_events.c.id == outbox.c.event_id)
+            .outerjoin(usage_events, _is_event_of(outbox.c))
             .where(_DEAD, outbox.c.event_id > (after or ""))
             .order_by(outbox.c.event_id)
             .limit(limit)
@@ -206,6 +206,11 @@ class SqlOutbox:
         ]
         done = await connection.execute(dialect.insert(outbox).values(rows).on_conflict_do_nothing())
         return done.rowcount
+
+
+def _is_event_of(row: Any) -> ColumnElement[bool]:
+    """The times are the same: with them a partition is found."""
+    return and_(usage_events.c.id == row.event_id, usage_events.c.started_at == row.started_at)
 
 
 async def _without_row(

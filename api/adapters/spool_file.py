@@ -32,8 +32,10 @@ class Spool:
         self._file = -1
 
     def make(self) -> Self:
-        """A new one. It is locked before anybody can find it."""
+        """A new one, which is locked before anybody can find it. Raises FileExistsError where one is there."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.path.exists():
+            raise FileExistsError(self.path)
         born = self.path.with_suffix(".new")
         self._lock(born, os.O_CREAT | os.O_TRUNC)
         born.rename(self.path)

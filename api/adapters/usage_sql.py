@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
-from api.adapters.cubes_sql import grouped, sums_of, total
+from api.adapters.cubes_sql import Bounds, grouped, last_user, sums_of, total
 from api.adapters.ledger_reads_sql import SqlReads
 from api.core.usage_query import Place, UsagePage, UsageRow
 from api.ports import LedgerUnavailable
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _SECONDS = 30.0
 _MAX_SPANS = 1000
-"""So many intervals are looked at for one page, however few of them have rows."""
+_MAX_MONTHS = 24
+"""So many intervals are looked at for one page, however few of them have rows; a month has three parts."""
 
 
 class SqlUsage:
@@ -92,19 +93,31 @@ async def _rows(
 
     With end users there are many rows to an interval: it begins with one, and takes twice as many at a time.
     """
-    spans = list(islice(query.spans(after and after.starts_at), _MAX_SPANS + 1))
-    beyond = spans.pop() if len(spans) > _MAX_SPANS else None
+    most = _MAX_MONTHS if query.interval == "month" else _MAX_SPANS
+    spans = list(islice(query.spans(after and after.starts_at), most + 1))
+    beyond = spans.pop() if len(spans) > most else None
+    behind = None if after is None else after.groups
+    bounds = Bounds(behind, await _last_user(connection, query, behind, limit))
     found: list[UsageRow] = []
-    begin, many = 0, 1 if "end_user" in query.group_by else _MAX_SPANS
+    begin, many = 0, 1 if "end_user" in query.group_by else most
     while begin < len(spans):
         some = spans[begin : begin + many]
-        behind = after.groups if after is not None and begin == 0 else None
-        statement = grouped(query, some, behind, limit + 1 - len(found), connection.dialect.name)
+        statement = grouped(query, some, bounds, limit + 1 - len(found), connection.dialect.name)
         found += [_row(query, some, row) for row in await connection.execute(statement)]
         if len(found) > limit:
             return found[:limit], _place(query, found[limit - 1])
-        begin, many = begin + many, 2 * many
+        begin, many, bounds = begin + many, 2 * many, Bounds()
     return found, beyond and Place(beyond.starts_at, None)
+
+
+async def _last_user(
+    connection: AsyncConnection, query: UsageQuery, behind: tuple[str, ...] | None, limit: int
+) -> str | None:
+    """Nobody behind this end user can be on the page; None where that is not known."""
+    if query.tenant_id is None or query.interval is not None or "end_user" not in query.group_by:
+        return None
+    last: str | None = (await connection.execute(last_user(query, behind, limit + 1))).scalar()
+    return last
 
 
 def _row(query: UsageQuery, spans: list[Span], row: Any) -> UsageRow:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from api.adapters.database_sql import migrate
-from api.cli import admins, export, keys, ledger, streams, tenants
+from api.cli import admins, export, keys, ledger, prices, streams, tenants, verify
 from api.cli.shared import Json, settings_or_exit, show
 
 app = typer.Typer(
@@ -24,9 +24,11 @@ app.add_typer(keys.tokens, name="token")
 app.add_typer(admins.app, name="admin")
 app.add_typer(streams.app, name="stream")
 app.add_typer(export.app, name="export")
+app.add_typer(prices.app, name="prices")
 app.command(epilog="Example: sluicegate usage --tenant TENANT_ID --events")(tenants.usage)
 app.command(epilog="Example: sluicegate audit --action key.revoke")(admins.audit)
 app.command(epilog="Example: sluicegate reconcile --wait-seconds 15")(ledger.reconcile)
+app.command(epilog="Example: sluicegate verify --from 2026-03-01 --to 2026-04-01")(verify.verify)
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ async def _held(lease: Lease, seconds: float) -> bool:
 
 
 async def _reconcile(settings: Settings, engine: AsyncEngine, wait_seconds: float) -> Reconciled:
-    clock, ledger = SystemClock(), SqlLedger(engine)
+    clock, ledger = SystemClock(), SqlLedger(engine, exports=bool(settings.export_url))
     spools = await replay_orphans(settings.spool_dir, ledger.commit_again, max_bytes=settings.spool_max_bytes)
     holder = f"reconcile:{socket.gethostname()[-60:]}:{secrets.token_hex(4)}"
     lease = Lease(engine, clock, holder, seconds=settings.lease_seconds)
@@ -89,6 +89,7 @@ async def _reconcile(settings: Settings, engine: AsyncEngine, wait_seconds: floa
         lambda: prices,
         dead_seconds=wait_seconds,
         orphan_seconds=settings.stream_seconds + 60,
+        exports=bool(settings.export_url),
     )
     typer.echo(f"Looking for {wait_seconds:.0f} s which workers live ...", err=True)
     end = clock.monotonic() + wait_seconds

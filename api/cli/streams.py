@@ -32,7 +32,8 @@ class _NoRedis:
 
 
 @asynccontextmanager
-async def _leases(settings: Settings) -> AsyncIterator[RedisLimiter | _NoRedis]:
+async def leases(settings: Settings) -> AsyncIterator[RedisLimiter | _NoRedis]:
+    """Whoever knows which streams' leases hold."""
     if settings.redis_url.startswith("memory://"):
         yield _NoRedis()
         return
@@ -52,8 +53,8 @@ def list_streams(
 
     async def work(office: Office) -> list[dict[str, Any]]:
         found = await office.ledger.in_flight(tenant)
-        async with _leases(office.settings) as leases:
-            return await described(leases, SystemClock(), found)
+        async with leases(office.settings) as held:
+            return await described(held, SystemClock(), found)
 
     rows = run(work)
     shown = ("id", "state", "tenant_id", "key_id", "model", "age_seconds", "output_tokens", "worker")

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 from api.core.demands import midnight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 GROUPS = ("tenant", "key", "end_user", "model", "upstream")
 FILTERS = GROUPS[1:]
@@ -159,6 +159,17 @@ class UsageQuery:
         yield Segment("day", first, last)
         if last < end:
             yield Segment("quarter", last, end)
+
+    def merged(self, spans: Iterable[Span]) -> list[Segment]:
+        """The segments of neighbouring spans, those of one cube in one where they are neighbours too."""
+        found: list[Segment] = []
+        for span in spans:
+            for one in self.segments(span):
+                if found and found[-1].cube == one.cube and found[-1].ends_at == one.starts_at:
+                    found[-1] = found[-1]._replace(ends_at=one.ends_at)
+                else:
+                    found.append(one)
+        return found
 
 
 def _day(at: datetime) -> datetime:

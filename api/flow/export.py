@@ -39,7 +39,7 @@ class Terms(NamedTuple):
     key: bytes | None
 
 
-class _Stopped(Exception):  # noqa: N818 - reads as what happened
+class Stopped(Exception):  # noqa: N818 - reads as what happened
     """The receiver is away, or somebody else leads."""
 
 
@@ -89,14 +89,14 @@ class Export:
             for batch in batches:
                 if batch:
                     await self._send(batch)
-        except _Stopped:
+        except Stopped:
             return False
         return len(found) == self._terms.batch
 
     async def _send(self, batch: Sequence[Outgoing]) -> None:
-        """Deliver a batch, or what is not at fault in it. Raises _Stopped."""
+        """Deliver a batch, or what is not at fault in it. Raises Stopped."""
         if not await self._leads():
-            raise _Stopped
+            raise Stopped
         ids = [one.event_id for one in batch]
         answer = await self._deliver(batch, ids)
         verdict = delivery.verdict_of(answer.status)
@@ -105,7 +105,7 @@ class Export:
             self._back()
         elif verdict is not Verdict.REFUSED:
             await self._away(ids, answer, verdict)
-            raise _Stopped
+            raise Stopped
         elif len(batch) == 1:
             await self._refused(batch[0], answer)
             self._back()
@@ -171,9 +171,10 @@ class Export:
     async def _prune(self) -> None:
         """Now and then, as long as there is much of it each time."""
         now = self._clock.monotonic()
-        if now >= self._prune_at and await self._leads():
-            pruned = await self._outbox.prune(_PRUNED_AT_ONCE)
-            self._prune_at = now + (0 if pruned == _PRUNED_AT_ONCE else _PRUNE_EVERY_SECONDS)
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNE_EVERY_SECONDS
+            if await self._leads() and await self._outbox.prune(_PRUNED_AT_ONCE) == _PRUNED_AT_ONCE:
+                self._prune_at = now
 
 
 def _by_time(one: Outgoing) -> tuple[datetime, str]:

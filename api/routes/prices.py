@@ -46,7 +46,7 @@ async def list_prices(
     after: Annotated[ModelName | None, Query(min_length=1)] = None,
     limit: Limit = 1000,
 ) -> PricePage:
-    """What holds at a moment, by model. Of a `model` all that it falls under; the last of them is its price."""
+    """What holds at a moment, by model. Of a `model` all that it falls under; the last of them holds."""
     found = await gate.price_book.listed(model=model, at=at, after=after or "", limit=limit)
     more = found[-1].model if model is None and len(found) == limit else None
     return PricePage(data=[PriceOut(**price_out(row)) for row in found], next=more)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from api.adapters.clock_system import SystemClock
-from api.adapters.database_sql import migrate, open_engine
+from api.adapters.database_sql import database_url, migrate, open_engine
 from api.adapters.lease_sql import Lease
 from api.adapters.rollups_sql import Rollups
 from api.adapters.usage_sql import SqlUsage
@@ -148,9 +149,9 @@ async def measure(
     with running(PostgresServer()) as server:
         url = server.new_database()
         await asyncio.to_thread(migrate, url)
-        engine = open_engine(url, seconds=_SECONDS)
+        patient, engine = create_async_engine(database_url(url)), open_engine(url, reports=True)
         try:
-            made = await fill(engine, events, users, tenants)
+            made = await fill(patient, events, users, tenants)
             usage = SqlUsage(engine)
             rows = {}
             for name, query in questions(zone).items():
@@ -162,12 +163,13 @@ async def measure(
             start, end = questions("UTC")["by model"].whole
 
             async def naive() -> None:
-                async with engine.connect() as connection:
+                async with patient.connect() as connection:
                     await connection.execute(_NAIVE, {"tenant": _BIG, "start": start, "end": end})
 
             rows["the events summed up, the yardstick"] = await _measured(naive, min(rounds, 3))
         finally:
             await engine.dispose()
+            await patient.dispose()
     return {"made": made, "rows": rows}
 
 

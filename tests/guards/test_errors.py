@@ -28,6 +28,7 @@ from api.errors import (
     failure_of,
     json_error,
 )
+from api.flow.export import Stopped
 from api.ports import (
     AccountsUnavailable,
     BudgetSpent,
@@ -53,6 +54,7 @@ NEEDS_NO_ROW = {
     NotAKeySet: "the same",
     UnknownKey: "counted at the door, and told as NotAuthenticated",
     UnknownModel: "the scripted upstream turns it into UpstreamFailed with a 404",
+    Stopped: "a round of the export ends with it, in the export",
 }
 NOT_IMPORTED = (
     "api.main",
