@@ -23,6 +23,7 @@ from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.limiter_share import ShareLimiter
 from api.adapters.outbox_sql import SqlOutbox
+from api.adapters.partitions_sql import Partitions
 from api.adapters.prices_sql import SqlPrices
 from api.adapters.reaper_sql import Pulse, Reaper
 from api.adapters.redis_connect import connect
@@ -162,7 +163,8 @@ async def _keep(
         orphan_seconds=settings.stream_seconds + 60,
         exports=bool(settings.export_url),
     )
-    jobs: list[Job] = [reaper, Rollups(engine, lease)]
+    partitions = Partitions(engine, lease, gate.clock, settings.retention_months)
+    jobs: list[Job] = [reaper, Rollups(engine, lease), partitions]
 
     async def take_over() -> None:
         if not ledger.away:

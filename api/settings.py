@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     spool_max_bytes: Annotated[int, Field(ge=1 << 16)] = 256 * 1024 * 1024
     redis_away: Literal["share", "closed", "open"] = "share"
     auto_migrate: bool = True
+    retention_months: Annotated[int, Field(ge=0)] = 0
 
     secret_key: SecretStr = SecretStr("")
     secret_key_retired: SecretStr = SecretStr("")

@@ -36,6 +36,7 @@ class Stage:
     database_url: str
     upstream: ScriptedProcess
     directory: Path
+    postgres: PostgresServer | None = None
 
 
 @contextmanager
@@ -46,11 +47,12 @@ def servers(database: str) -> Iterator[Stage]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sg-stage-")))
         redis = stack.enter_context(running(RedisServer()))
         redis.start()
-        url = f"sqlite+aiosqlite:///{directory / 'ledger.db'}"
+        url, postgres = f"sqlite+aiosqlite:///{directory / 'ledger.db'}", None
         if database == "postgresql":
-            url = stack.enter_context(running(PostgresServer())).new_database()
+            postgres = stack.enter_context(running(PostgresServer()))
+            url = postgres.new_database()
         upstream = stack.enter_context(running(ScriptedProcess()))
-        yield Stage(redis, url, upstream, directory)
+        yield Stage(redis, url, upstream, directory, postgres)
 
 
 @contextmanager

@@ -36,14 +36,12 @@ def database_url(text: str) -> URL:
 
 
 def open_engine(
-    text: str, *, connections: int = 10, migrating: bool = False, reports: bool = False
+    text: str, *, connections: int = 10, migrating: bool = False, seconds: float = 5
 ) -> AsyncEngine:
     """An engine; connects when first used, and keeps half of its connections when they are idle.
 
-    For `reports` a statement may take longer, and is planned for its own values each time: a plan for any
-    tenant and any time is a bad one.
-
-    For `migrating` SQLite checks no foreign keys: it changes a table by making it anew.
+    For `migrating` SQLite checks no foreign keys: it changes a table by making it anew. On PostgreSQL a
+    statement may take so many `seconds`; one of a migration as long as it takes.
     """
     url = database_url(text)
     if url.get_backend_name() == "sqlite":
@@ -55,7 +53,6 @@ def open_engine(
             event.listen(engine.sync_engine, "connect", _sqlite_migrates)
         event.listen(engine.sync_engine, "begin", _sqlite_begins)
         return engine
-    settings = {"plan_cache_mode": "force_custom_plan"} if reports else {}
     return create_async_engine(
         url,
         pool_size=connections // 2,
@@ -63,7 +60,7 @@ def open_engine(
         pool_timeout=5,
         pool_pre_ping=True,
         hide_parameters=True,  # rows hold hashes and tenants' data: not for logs
-        connect_args={"timeout": 5, "command_timeout": 30 if reports else 5, "server_settings": settings},
+        connect_args={"timeout": 5, "command_timeout": None if migrating else seconds},
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from api.core.record import Booking, Checkpoint, UsageEvent
@@ -41,11 +42,12 @@ async def book(connection: AsyncConnection, bookings: Iterable[Booking]) -> None
 
 
 async def unknown(connection: AsyncConnection, bookings: Sequence[Booking]) -> list[Booking]:
-    """Those of the bookings that are on no ledger yet, neither open nor settled."""
+    """Those of the bookings, of which there are some, that are on no ledger yet, neither open nor settled."""
     ids = [booking.id for booking in bookings]
     known: set[str] = set()
     for table in (in_flight, usage_events):
-        known |= set((await connection.execute(select(table.c.id).where(table.c.id.in_(ids)))).scalars())
+        found = select(table.c.id).where(table.c.id.in_(ids), _came(table.c.started_at, bookings))
+        known |= set((await connection.execute(found)).scalars())
     return [booking for booking in bookings if booking.id not in known]
 
 
@@ -93,6 +95,12 @@ async def append(connection: AsyncConnection, events: Sequence[UsageEvent], *, e
         await connection.execute(insert(outbox), [_outgoing(event, event.ended_at) for event in events])
 
 
+def _came(started_at: ColumnElement[Any], bookings: Sequence[Booking]) -> ColumnElement[bool]:
+    """When the bookings came in: by that partitions are found."""
+    times = [booking.started_at for booking in bookings]
+    return started_at.between(min(times), max(times))
+
+
 def _outgoing(event: UsageEvent, at: datetime) -> dict[str, Any]:
     return {"event_id": event.id, "started_at": event.booking.started_at, "created_at": at, "next_at": at}
 
@@ -103,7 +111,10 @@ async def _corrections(connection: AsyncConnection, events: list[UsageEvent]) ->
         return []
     ids = [event.booking.id for event in events]
     rows = await connection.execute(
-        select(usage_events).where(or_(usage_events.c.id.in_(ids), usage_events.c.corrects.in_(ids)))
+        select(usage_events).where(
+            or_(usage_events.c.id.in_(ids), usage_events.c.corrects.in_(ids)),
+            _came(usage_events.c.started_at, [event.booking for event in events]),
+        )
     )
     standing: dict[str, list[UsageEvent]] = {}
     for row in rows.mappings():

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from api.adapters.cubes_sql import EVENTS, OF_EVENTS, SUMS
 from api.adapters.database_sql import WRITES
 from api.adapters.periods_sql import within
-from api.adapters.tables_sql import rollup_queue, usage_events, usage_rollups
+from api.adapters.tables_sql import retired_usage, rollup_queue, usage_events, usage_rollups
 from api.core.usage_query import GROUPS
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class Rollups:
             await connection.execution_options(**WRITES)
             async with connection.begin():
                 await self._lease.bar(connection)
+                gone = (await connection.execute(select(func.max(retired_usage.c.before)))).scalar()
+                if gone is not None and gone > start:
+                    raise NotKept(gone.date())
                 before = await _sums(connection, of_day)
                 await connection.execute(delete(usage_rollups).where(*of_day))
                 # An hour at a time. Each statement sees an event and its place in the queue, or neither.

@@ -1,8 +1,9 @@
 """The scripted model as a server of its own: OpenAI-compatible, and it keeps the truth.
 
 `GET /stats?label=L` tells of the streams whose script carried that label: opened, live now, most at one
-time, tokens sent, and when clients left (the machine's monotonic seconds, the same for all processes).
-With `&live=0` or `&opened=3` it answers as soon as that is so: nobody needs to poll.
+time, tokens sent, when clients left (the machine's monotonic seconds, the same for all processes), and of the
+last one what it was asked, what it reported, and when which token went out. With `&live=0` or `&opened=3` it
+answers as soon as that is so: nobody needs to poll. `GET /stats/all` tells the same of all labels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -29,15 +30,31 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
 
+_MARK_SECONDS = 0.05
+_MOST_MARKS = 2000
+
+
 @dataclass
 class Stats:
-    """What happened under one label."""
+    """What happened under one label. `marks`: when which token went out, twenty times a second."""
 
     opened: int = 0
     live: int = 0
     peak: int = 0
+    refused: int = 0
     tokens_sent: int = 0
+    input_tokens: int = 0
+    reported: tuple[int, int] | None = None
     left_at: list[float] = field(default_factory=list)
+    marks: list[tuple[float, int]] = field(default_factory=list)
+
+    def sent(self, step: scripted.Step, at: float) -> None:
+        """It is on its way."""
+        due = not self.marks or at - self.marks[-1][0] >= _MARK_SECONDS
+        if step.tokens and due and len(self.marks) < _MOST_MARKS:
+            self.marks.append((at, self.tokens_sent))
+        self.tokens_sent += step.tokens
+        self.reported = step.usage or self.reported
 
 
 class _Run:
@@ -73,6 +90,8 @@ class ScriptedServer:
             await _lifespan(receive, send)
         elif scope["path"] == "/stats":
             await self._tell(scope, receive, send)
+        elif scope["path"] == "/stats/all":
+            await _answer(send, 200, msgspec.json.encode(self._stats))
         elif scope["path"].endswith("/models"):
             await _answer(send, 200, await self._upstream.models())
         elif scope["path"].endswith("/chat/completions") and scope["method"] == "POST":
@@ -91,7 +110,7 @@ class ScriptedServer:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
         leaving.cancel()
-        await _answer(send, 200, msgspec.json.encode(asdict(stats)))
+        await _answer(send, 200, msgspec.json.encode(stats))
 
     async def _chat(self, receive: Receive, send: Send) -> None:
         body = msgspec.json.decode(await _body(receive))
@@ -115,6 +134,7 @@ class ScriptedServer:
         try:
             answer = await self._upstream.open(body)
         except UpstreamFailed as refused:
+            run.stats.refused += 1
             run.over()
             error = dict(refused.body) or {"message": str(refused), "type": "server_error", "code": None}
             extra = [(b"retry-after", refused.retry_after.encode())] if refused.retry_after else []
@@ -122,21 +142,26 @@ class ScriptedServer:
             return
         media = b"text/event-stream" if body.get("stream") else b"application/json"
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", media)]})
-        held = b""
+        run.stats.input_tokens = answer.input_tokens
+        held = scripted.Step(0, b"")
+
+        async def put(step: scripted.Step, *, more: bool = True) -> None:
+            run.stats.sent(step, time.monotonic())
+            await send({"type": "http.response.body", "body": step.data, "more_body": more})
+
         for step in answer.steps:
-            await send({"type": "http.response.body", "body": held, "more_body": True})
+            await put(held)
             await asyncio.sleep(step.wait_ms / 1000)
             if step.reset:
                 run.over()
                 send.__self__.transport.abort()  # type: ignore[attr-defined]
                 return
-            run.stats.tokens_sent += step.tokens
-            held = step.data
+            held = step
             if step.wait_ms or step.tokens:
-                await send({"type": "http.response.body", "body": held, "more_body": True})
-                held = b""
+                await put(held)
+                held = scripted.Step(0, b"")
         run.over()  # before anybody can see its end
-        await send({"type": "http.response.body", "body": held, "more_body": False})
+        await put(held, more=False)
 
 
 async def _left(receive: Receive) -> None:

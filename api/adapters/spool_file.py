@@ -32,7 +32,7 @@ class Spool:
         self._file = -1
 
     def make(self) -> Self:
-        """A new one, which is locked before anybody can find it. Raises FileExistsError where one is there."""
+        """A new one, locked before anybody can find it. Raises FileExistsError where one is there."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.path.exists():
             raise FileExistsError(self.path)
@@ -85,7 +85,7 @@ class Spool:
             if end:
                 return data[:end].splitlines(keepends=True), start + end
             if len(data) < wanted:  # no line ends here any more: somebody else wrote to it
-                return [data], self.size
+                return [data] if data else [], self.size
             wanted *= 2  # one line is longer than that
 
     def clear(self) -> None:

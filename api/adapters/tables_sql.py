@@ -1,6 +1,7 @@
 """The tables, once, for SQLite and PostgreSQL. Migrations create them; `tests/contracts` compares the two.
 
 Times are UTC. Token counts are BIGINT. `usage_events` is insert-only, and so is `audit_log`, by triggers.
+On PostgreSQL `usage_events` is partitioned by `started_at`, which is therefore part of its primary key there.
 """
 
 from __future__ import annotations
@@ -166,6 +167,8 @@ in_flight = Table(
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
     Column("checkpoint_at", UtcTime),
+    Index("ix_in_flight_tenant_id", "tenant_id", "id"),
+    Index("ix_in_flight_worker", "worker", "id"),
 )
 
 usage_events = Table(
@@ -202,6 +205,13 @@ usage_events = Table(
         sqlite_where=text("token_id IS NOT NULL"),
         postgresql_where=text("token_id IS NOT NULL"),
     ),
+)
+
+retired_usage = Table(  # events that began before that may be gone: retention took them
+    "retired_usage",
+    metadata,
+    Column("before", UtcTime, primary_key=True),
+    Column("retired_at", UtcTime, nullable=False),
 )
 
 workers = Table(
@@ -251,7 +261,7 @@ rollup_queue = Table(
     Column("event_id", String(40), primary_key=True),
     Column("tenant_id", String(40), nullable=False),
     Column("started_at", UtcTime, nullable=False),
-    Index("ix_rollup_queue_tenant_id", "tenant_id"),
+    Index("ix_rollup_queue_tenant_id", "tenant_id", "started_at"),
 )
 
 usage_rollups = Table(
@@ -271,7 +281,14 @@ usage_rollups = Table(
     Column("reasoning_tokens", BigInteger, nullable=False),
     Column("cost_nano_dollars", BigInteger, nullable=False),
     Index("ix_usage_rollups_cube", "cube", "starts_at"),
-    Index("ix_usage_rollups_end_user", "tenant_id", "cube", "end_user", "starts_at"),
+    Index(
+        "ix_usage_rollups_end_user",
+        "tenant_id",
+        "end_user",
+        "starts_at",
+        sqlite_where=text("cube = 'user'"),
+        postgresql_where=text("cube = 'user'"),
+    ),
 )
 
 outbox = Table(

@@ -33,12 +33,14 @@ class ScriptedUpstream:
         self.opened += 1
         self.live += 1
         try:
-            return ScriptedAnswer(self, await self._steps(body))
+            inputs, steps = await self._steps(body)
+            return ScriptedAnswer(self, steps, inputs)
         except BaseException:
             self.live -= 1
             raise
 
-    async def _steps(self, body: dict[str, Any]) -> Iterator[scripted.Step]:
+    async def _steps(self, body: dict[str, Any]) -> tuple[int, Iterator[scripted.Step]]:
+        """How many tokens the prompt has, and the answer to it."""
         try:
             script = scripted.allowed(scripted.script_of(body["model"]), body)
         except scripted.UnknownModel as error:
@@ -55,12 +57,14 @@ class ScriptedUpstream:
         prompt = prompt_of(body)
         inputs = sum(await self._tokenizer.count(prompt.texts, "o200k_base")) + prompt.overhead_tokens
         if not body.get("stream"):
-            return iter([scripted.Step(0, scripted.whole_answer(script, body["model"], inputs))])
+            whole = scripted.whole_answer(script, body["model"], inputs)
+            reports = (inputs, script.tokens) if script.usage else None
+            return inputs, iter([scripted.Step(0, whole, script.tokens, usage=reports)])
         options = body.get("stream_options") or {}
         if options.get("continuous_usage_stats") and script.usage:
             script = replace(script, usage=2)
         include_usage = bool(options.get("include_usage"))
-        return scripted.stream_steps(script, body["model"], inputs, include_usage=include_usage)
+        return inputs, scripted.stream_steps(script, body["model"], inputs, include_usage=include_usage)
 
     async def models(self) -> bytes:
         """The names it answers to."""
@@ -81,9 +85,10 @@ class ScriptedUpstream:
 class ScriptedAnswer:
     """A script being played."""
 
-    def __init__(self, upstream: ScriptedUpstream, steps: Iterator[scripted.Step]) -> None:
+    def __init__(self, upstream: ScriptedUpstream, steps: Iterator[scripted.Step], input_tokens: int) -> None:
         self._upstream = upstream
         self.steps = steps
+        self.input_tokens = input_tokens
         self._closed = False
 
     async def read(self) -> bytes:

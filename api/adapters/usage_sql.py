@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from api.adapters.cubes_sql import Bounds, grouped, last_user, sums_of, total
@@ -68,11 +69,16 @@ class SqlUsage:
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection for which the database stands still."""
-        engine = self._engine
-        if engine.dialect.name != "sqlite":  # every transaction of SQLite is such a one
-            engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        async with _bounded(), engine.connect() as connection:
-            yield connection
+        async with _bounded():
+            if self._engine.dialect.name == "sqlite":  # every transaction of SQLite is such a one
+                async with self._engine.connect() as connection:
+                    yield connection
+                return
+            still = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            async with self._engine.execution_options(**still).connect() as connection:
+                # Prepared statements get a plan for any tenant and any time, which is a bad one.
+                await connection.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
+                yield connection
 
 
 @asynccontextmanager

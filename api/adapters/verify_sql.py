@@ -18,6 +18,7 @@ from api.adapters.tables_sql import (
     markups,
     outbox,
     prices,
+    retired_usage,
     rollup_queue,
     usage_events,
     usage_rollups,
@@ -106,7 +107,7 @@ class Verify:
         await self._both_open_and_ended(single)
         known = await self._price_list()
         count = unpriced = 0
-        async for rows in self._pages():
+        async for rows in self._pages(await self._kept(single, corrections, costs)):
             for group in by_booking(rows):
                 for check, faults in (
                     (single, single_faults(group)),
@@ -132,12 +133,21 @@ class Verify:
         )
         _tell(check, await self._rows(both), "open, and ended")
 
-    async def _pages(self) -> AsyncIterator[Sequence[Any]]:
+    async def _kept(self, *checks: Check) -> Scope:
+        """The part of the period of which events are kept: retention takes whole days of UTC."""
+        [gone] = await self._rows(select(func.max(retired_usage.c.before).label("before")))
+        if gone["before"] is None or gone["before"] <= self._scope.start:
+            return self._scope
+        for check in checks:
+            check.add(f"Looked at from {gone['before']:%Y-%m-%d} on: retention has taken what was before.")
+        return self._scope._replace(start=gone["before"])
+
+    async def _pages(self, scope: Scope) -> AsyncIterator[Sequence[Any]]:
         """All events by id, in pages; no booking's are in two."""
         events = usage_events.c
         query = (
             select(*(events[name] for name in EVENT_FIELDS))
-            .where(*self._scope.of(usage_events))
+            .where(*scope.of(usage_events))
             .order_by(events.id, events.started_at)
             .limit(_PAGE)
         )
@@ -200,16 +210,10 @@ class Verify:
     async def rollups(self) -> Check:
         """Roll-ups, and what waits to be added to them, are the sums of the events: of each day of UTC."""
         check = Check("rollups", "roll-ups and what waits for them are the sums of the events")
-        oldest = select(usage_events.c.started_at).order_by(usage_events.c.id).limit(1)
-        kept = [row["started_at"] for row in await self._rows(oldest)]
-        start, end = _day_of(self._scope.start), min(self._scope.end, self._clock.now() + _DAY)
-        if not kept:
-            check.add("No events are kept: nothing to compare the roll-ups with.")
-        elif start < _day_of(kept[0]):
-            start = _day_of(kept[0])
-            check.add(f"Compared from {start:%Y-%m-%d} on: no older events are kept.")
+        scope = await self._kept(check)
+        end = min(scope.end, self._clock.now() + _DAY)
         async with self._engine.connect() as connection:
-            for day in _days(start, end) if kept else ():
+            for day in _days(_day_of(scope.start), end):
                 self._says(f"roll-ups: {day:%Y-%m-%d}")
                 for cube in _CUBES:
                     await self._differences(connection, check, cube, day)

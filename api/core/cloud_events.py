@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from api.core.record import UsageEvent
 
 EVENT_TYPE = "sluicegate.usage.v1"
-CONTENT_TYPE = "application/cloudevents-batch+json; charset=utf-8"
+CONTENT_TYPE = "application/cloudevents-batch+json"
+"""Without a `charset`: JSON is UTF-8, and OpenMeter compares it to the letter."""
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
 MIN_SECRET_BYTES = 24

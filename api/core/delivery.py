@@ -7,7 +7,8 @@
 | 401, 402, 403, 404, 405, 407, 410, 415, 3xx | away: its address, the credential or the format is wrong |
 | 408, 425, 429, 5xx, none at all | away |
 
-A receiver that is away is tried for ever. An event that is refused by itself `MAX_ATTEMPTS` times is dead.
+A receiver that is away is tried for ever. An event that is refused by itself `MAX_ATTEMPTS` times is dead, if
+the receiver has lately taken others: one that takes none is at fault itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 MAX_ATTEMPTS = 5
+LATELY_SECONDS = 3600.0
 MAX_WAIT_SECONDS = 3600.0
 """A receiver may ask for so much patience at most."""
 
@@ -58,8 +60,8 @@ def pause_seconds(failures: int, retry_after_seconds: float | None, jitter: floa
 
 
 def refused_seconds(attempts: int) -> float:
-    """How long until an event is sent again that was refused by itself so often."""
-    return _FIRST_REFUSED_SECONDS * (1 << 2 * (attempts - 1))
+    """How long until an event is sent again that was refused by itself so often; within the hour."""
+    return _FIRST_REFUSED_SECONDS * (1 << 2 * (min(attempts, MAX_ATTEMPTS) - 1))
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:

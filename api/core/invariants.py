@@ -164,7 +164,7 @@ def cost_faults(group: Group, prices: PriceList) -> Iterator[tuple[str, str]]:
     """Ids of events after which the booking's cost is not what its tokens cost, by the price they name."""
     tokens = dict.fromkeys(TOKENS, 0)
     cost = 0
-    for row in group.ordered:
+    for row in group.ordered if group.own else ():  # differences of nothing have no cost of their own
         for name in TOKENS:
             tokens[name] += row[name]
         cost += row["cost_nano_dollars"] or 0

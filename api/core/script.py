@@ -89,12 +89,16 @@ def allowed(script: Script, body: dict[str, Any]) -> Script:
 
 
 class Step(NamedTuple):
-    """One write of the upstream: wait, then send. `reset` breaks the connection instead."""
+    """One write of the upstream: wait, then send. `reset` breaks the connection instead.
+
+    `usage` is what it reports: tokens of input and of output.
+    """
 
     wait_ms: int
     data: bytes
     tokens: int = 0
     reset: bool = False
+    usage: tuple[int, int] | None = None
 
 
 def text_of(script: Script, start: int = 0, stop: int | None = None) -> str:
@@ -117,7 +121,11 @@ def stream_steps(script: Script, model: str, input_tokens: int, *, include_usage
             body["usage"] = usage_object(input_tokens, sent)
         return data_event(msgspec.json.encode(body))
 
-    yield Step(0, chunk({"role": "assistant", "content": ""}))
+    def step(data: bytes, sent: int, wait_ms: int = 0, tokens: int = 0) -> Step:
+        reports = (input_tokens, sent) if script.usage == 2 else None  # noqa: PLR2004 - as above
+        return Step(wait_ms, data, tokens, usage=reports)
+
+    yield step(chunk({"role": "assistant", "content": ""}), 0)
     for start in range(0, script.tokens, script.per_chunk):
         stop = min(start + script.per_chunk, script.tokens)
         wait = script.pace_ms if start else 0
@@ -127,11 +135,12 @@ def stream_steps(script: Script, model: str, input_tokens: int, *, include_usage
         if broken is not None:
             yield broken._replace(wait_ms=wait)
             return
-        yield Step(wait, chunk({"content": text_of(script, start, stop)}, sent=stop), stop - start)
-    yield Step(0, chunk({}, _finish_reason(script), sent=script.tokens))
+        data = chunk({"content": text_of(script, start, stop)}, sent=stop)
+        yield step(data, stop, wait, stop - start)
+    yield step(chunk({}, _finish_reason(script), sent=script.tokens), script.tokens)
     if include_usage and script.usage == 1:
         body = {**base, "choices": [], "usage": usage_object(input_tokens, script.tokens)}
-        yield Step(0, data_event(msgspec.json.encode(body)))
+        yield Step(0, data_event(msgspec.json.encode(body)), usage=(input_tokens, script.tokens))
     if script.done:
         yield Step(0, DONE)
 

@@ -4,7 +4,8 @@ Nothing is claimed before it is delivered: the batch is sent, and marked once th
 that dies in between, or leads no more without knowing it, sends a batch again: events keep their ids.
 
 A receiver that is away stops the whole export, for longer each time. A batch that is refused is halved until
-the culprit is alone; it comes again by itself, later and later, and is dead after some refusals.
+the culprit is alone; it comes again by itself, later and later, and is dead after some refusals, if the
+receiver takes other events meanwhile.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Export:
         self._terms = terms
         self._jitter = jitter
         self._failures = 0
+        self._took_at = float("-inf")
         self._again_at = clock.monotonic()
         self._prune_at = clock.monotonic()
         self._said: str | None = None
@@ -102,6 +104,7 @@ class Export:
         verdict = delivery.verdict_of(answer.status)
         if verdict is Verdict.TAKEN:
             await self._outbox.delivered(ids)
+            self._took_at = self._clock.monotonic()
             self._back()
         elif verdict is not Verdict.REFUSED:
             await self._away(ids, answer, verdict)
@@ -156,10 +159,11 @@ class Export:
     async def _refused(self, one: Outgoing, answer: Answer) -> None:
         attempts = one.attempts + 1
         next_at = None
-        if attempts < delivery.MAX_ATTEMPTS:
-            next_at = self._clock.now() + timedelta(seconds=delivery.refused_seconds(attempts))
-        else:
+        takes_others = self._clock.monotonic() - self._took_at <= delivery.LATELY_SECONDS
+        if attempts >= delivery.MAX_ATTEMPTS and takes_others:
             log.error("an event is a dead letter: %s (%s)", one.event_id, _reason(answer))
+        else:
+            next_at = self._clock.now() + timedelta(seconds=delivery.refused_seconds(attempts))
         await self._outbox.refused([Refusal(one.event_id, attempts, _described(answer), next_at)])
 
     async def _bury(self, gone: Sequence[Outgoing]) -> None:

@@ -1,9 +1,9 @@
 """How long answers about usage take on PostgreSQL, with a month of events on the ledger.
 
-A fifth of the events are one tenant's, with many end users and twenty keys; the others have four keys each, and
-each key has two models. The questions are asked by the gate's own code, of that tenant and of its month, while
-some events wait for the roll-ups. The yardstick is the same month's sum over the events themselves. `--zone` is
-where days begin: but for UTC they are made up of quarters of an hour.
+A fifth of the events are one tenant's, with many end users and twenty keys; others have four keys each, and
+each key two models. The questions are asked by the gate's own code, of that tenant and of its month, while
+some events wait for the roll-ups. The yardstick is the same month's sum over the events themselves. `--zone`
+is where days begin: but for UTC they are made up of quarters of an hour.
 """
 
 from __future__ import annotations
@@ -149,7 +149,10 @@ async def measure(
     with running(PostgresServer()) as server:
         url = server.new_database()
         await asyncio.to_thread(migrate, url)
-        patient, engine = create_async_engine(database_url(url)), open_engine(url, reports=True)
+        patient, engine = (
+            create_async_engine(database_url(url)),
+            open_engine(url, seconds=60),
+        )
         try:
             made = await fill(patient, events, users, tenants)
             usage = SqlUsage(engine)

@@ -14,6 +14,7 @@ from api.adapters.export_http import HttpReceiver
 from api.adapters.outbox_sql import SqlOutbox
 from api.adapters.tables_sql import outbox
 from api.core import cloud_events
+from api.core.delivery import MAX_ATTEMPTS
 from api.flow.export import Export, Terms
 from tests.contracts.helpers import START
 from tests.contracts.ledgers import StillClock, ended, put
@@ -62,6 +63,14 @@ class Stage:
     def another(self, http: HttpReceiver | None = None) -> Export:
         terms = Terms("sluicegate", 10, cloud_events.signing_key(SECRET))
         return Export(self.box, http or self.http, self.clock, self.lead, terms, jitter=lambda: 1.0)
+
+    async def bury(self, events: list[UsageEvent], status: int) -> None:
+        """Have them refused until they are dead, while others are taken."""
+        self.receiver.says = refusing(*(event.id for event in events), status=status)
+        for _ in range(MAX_ATTEMPTS):
+            await put(self.engine, ended(START), exports=True)
+            await self.export.round()
+            self.clock.pass_seconds(3600)
 
     async def waiting(self, count: int) -> list[UsageEvent]:
         """So many events that are to be exported, in the order of their times."""

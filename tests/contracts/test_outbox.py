@@ -79,14 +79,32 @@ async def test_an_event_that_was_refused_waits_longer_each_time(stage: Stage) ->
     assert (await stage.box.status()).last_error is None
 
 
+async def test_a_receiver_that_takes_nothing_kills_nothing(stage: Stage, witness, caplog) -> None:
+    """A wrong format or a wrong address may be answered with a 400: that is no event's fault.
+
+    Once it takes one, those that it still refuses are dead.
+    """
+    events = await stage.waiting(3)
+    ids = [event.id for event in events]
+    stage.receiver.says = refusing(*ids)
+    for _ in range(2 * MAX_ATTEMPTS):
+        await stage.export.round()
+        stage.clock.pass_seconds(3600)
+    found = await rows(witness)
+    assert {(row.attempts, row.dead_at) for row in found.values()} == {(2 * MAX_ATTEMPTS, None)}
+    assert "dead letter" not in caplog.text
+    stage.receiver.says = refusing(*ids[1:])
+    await stage.export.round()
+    assert stage.receiver.taken == ids[:1]
+    assert [letter.event_id for letter in await stage.box.dead(after=None, limit=9)] == ids[1:]
+    assert caplog.text.count("an event is a dead letter") == 2
+
+
 async def test_dead_letters_are_seen_and_sent_again(stage: Stage, clock) -> None:
     """Listed in pages with what the receiver said; one of them, or all; and it stands in the audit log."""
     events = await stage.waiting(5)
     ids = [event.id for event in events]
-    stage.receiver.says = lambda _: 422
-    for _ in range(MAX_ATTEMPTS):
-        await stage.export.round()
-        stage.clock.pass_seconds(3600)
+    await stage.bury(events, 422)
     status = await stage.box.status()
     assert (status.pending, status.dead, status.oldest_pending_at) == (0, 5, None)
     assert str(status.last_error).startswith("422")
@@ -94,6 +112,7 @@ async def test_dead_letters_are_seen_and_sent_again(stage: Stage, clock) -> None
     listed += await stage.box.dead(after=listed[-1].event_id, limit=3)
     assert [letter.event_id for letter in listed] == ids
     assert {(letter.tenant_id, letter.attempts) for letter in listed} == {("tn_a", MAX_ATTEMPTS)}
+    stage.receiver.deliveries.clear()
     stage.receiver.says = lambda _: 204
     assert await stage.box.retry([ids[0], "bk_none"], by=BY) == [ids[0]]
     await stage.export.round()

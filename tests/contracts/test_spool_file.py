@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Barrier
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,7 @@ from api.adapters.spool_file import Spool, SpoolFull, orphans, path_of
 from tests.support.servers import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
 MOST = 1 << 20
 
@@ -110,22 +110,22 @@ def test_what_was_taken_survives_sigkill(path: Path) -> None:
 
 def test_append_returns_when_the_disk_has_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All lines of one call are flushed once, after they were written; so are the file's name and its end."""
-    flushed: list[tuple[str, int]] = []
+    flushed: list[tuple[Path, int]] = []
     flush = os.fsync
 
     def fsync(handle: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{handle}")
+        name = Path(f"/proc/self/fd/{handle}").readlink()
         flushed.append((name, os.fstat(handle).st_size))
         flush(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
     with made(path) as spool:
-        assert [name for name, _ in flushed] == [str(path.parent)]
+        assert [name for name, _ in flushed] == [path.parent]
         spool.append([b"one\n", b"two\n"])
         spool.append([b"three\n"])
-        assert flushed[1:] == [(str(path), 8), (str(path), 14)]
+        assert flushed[1:] == [(path, 8), (path, 14)]
         spool.clear()
-        assert flushed[3:] == [(str(path), 0)]
+        assert flushed[3:] == [(path, 0)]
 
 
 @pytest.mark.parametrize("torn", [b"x", b"x" * 200_000], ids=["short", "long"])
@@ -318,7 +318,7 @@ def test_an_empty_one_is_removed_and_another_stays(path: Path) -> None:
 
 
 def test_nobody_else_may_read_it(path: Path) -> None:
-    """It holds tenants' data: the directory is for this user alone, and so is the file, whatever the umask."""
+    """It holds tenants' data: directory and file are for this user alone, whatever the umask."""
     before = os.umask(0)
     try:
         with made(path):

@@ -16,10 +16,10 @@ from api.core.price_file import MAX_MODELS, parse_prices, read_prices
 
 LITELLM = """{
     "sample_spec": {
-        "input_cost_per_token": 0.0, "litellm_provider": "one of https://...", "mode": "one of: chat, embedding"
+        "input_cost_per_token": 0.0, "litellm_provider": "one of https://...", "mode": "one of: chat, ..."
     },
     "1024-x-1024/dall-e-2": {"input_cost_per_pixel": 1.9e-08, "litellm_provider": "openai"},
-    "whisper-1": {"input_cost_per_second": 0.0001, "mode": "audio_transcription", "output_cost_per_second": 0.0},
+    "whisper-1": {"input_cost_per_second": 0.0001, "mode": "audio_transcription"},
     "gpt-4o-mini": {
         "cache_read_input_token_cost": 7.5e-08, "cache_read_input_token_cost_priority": 1.25e-07,
         "input_cost_per_token": 1.5e-07, "input_cost_per_token_batches": 7.5e-08,
@@ -59,7 +59,7 @@ def test_litellms_list_is_read() -> None:
 def test_our_own_list_is_read() -> None:
     """Cached input costs as much as input, and reasoning as much as output, where nobody says."""
     all_four = '{"input": 0.1, "cached_input": 0, "output": 1e-9, "reasoning": "9"}'
-    found = parse_prices('{"a": {"input": "2", "output": 4}, "b*": %s}' % all_four)
+    found = parse_prices('{"a": {"input": "2", "output": 4}, "b*": ' + all_four + "}")
     assert found.prices == {
         "a": Price(2 * 10**9, 2 * 10**9, 4 * 10**9, 4 * 10**9),
         "b*": Price(10**8, 0, 1, 9 * 10**9),
@@ -94,8 +94,8 @@ def test_amounts_are_read_exactly_and_rounded_up(said: str, nano: int) -> None:
 def test_no_amount_is_rounded_down_or_twice(digits: int, places: int) -> None:
     """In both shapes: the first whole number of nano-dollars that is not less, of what was written."""
     amount, exact = f"{digits}e-{places}", Fraction(digits, 10**places)
-    own = '{"m": {"input": %s, "output": 0}}' % amount
-    litellm = '{"m": {"input_cost_per_token": %s, "output_cost_per_token": 0}}' % amount
+    own = f'{{"m": {{"input": {amount}, "output": 0}}}}'
+    litellm = f'{{"m": {{"input_cost_per_token": {amount}, "output_cost_per_token": 0}}}}'
     for text, nano in ((own, exact * 10**9), (litellm, exact * 10**15)):
         if nano <= 10**15:
             [price] = parse_prices(text).prices.values()

@@ -111,6 +111,7 @@ def test_a_dotenv_in_the_working_directory_is_read_and_the_environment_wins(monk
         {"export_source": ""},
         {"export_source": "with spaces"},
         {"export_batch": 0},
+        {"retention_months": -1},
         {"stream_seconds": 0},
         {"stream_seconds": float("inf")},
         {"default_max_streams": 0},

@@ -163,6 +163,17 @@ class ScriptedProcess:
         answer = httpx2.get(f"{self.url}/stats", params=query, timeout=30, trust_env=False)
         return dict(answer.json())
 
+    def all_stats(self) -> dict[str, dict[str, Any]]:
+        """What happened so far, by label."""
+        return dict(httpx2.get(f"{self.url}/stats/all", timeout=30, trust_env=False).json())
+
+    def pause(self) -> None:
+        """It falls silent in the middle of all that it says."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()

@@ -2,15 +2,19 @@
 
 Prices and markups take no update and no delete: triggers refuse them, as those of the audit log.
 
-New tables, and two columns without a default: nothing is rewritten. Events that are there already are queued
-for the roll-ups.
+New tables, and two columns without a default: nothing is rewritten, and on PostgreSQL nobody waits for longer
+than a moment. Events that are there already are queued for the roll-ups. Older workers go on writing, and
+know of no queue: on PostgreSQL a trigger queues their events when they commit; it does nothing where a newer
+worker has queued its event itself.
 
 Revision ID: 0004
 """
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy import Connection, text
 
+from api.adapters.migrating_sql import alone, make_index
 from api.adapters.tables_sql import UtcTime
 
 revision = "0004"
@@ -31,18 +35,30 @@ _VERSIONED = ("prices", "markups")
 _DUE = sa.text("delivered_at IS NULL AND dead_at IS NULL")
 _DEAD = sa.text("dead_at IS NOT NULL")
 _CORRECTS = sa.text("corrects IS NOT NULL")
+_QUEUE = """
+CREATE OR REPLACE FUNCTION usage_events_queue() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO rollup_queue (event_id, tenant_id, started_at) VALUES (NEW.id, NEW.tenant_id, NEW.started_at)
+    ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$
+"""
+_QUEUED = """
+CREATE CONSTRAINT TRIGGER usage_events_queued AFTER INSERT ON usage_events DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION usage_events_queue()
+"""
 
 
 def upgrade() -> None:
-    op.add_column("usage_events", sa.Column("price_version", sa.String(40)))
-    op.add_column("usage_events", sa.Column("corrects", sa.String(40)))
-    op.create_index(
-        "ix_usage_events_corrects",
-        "usage_events",
-        ["corrects"],
-        sqlite_where=_CORRECTS,
-        postgresql_where=_CORRECTS,
-    )
+    if op.get_bind().dialect.name == "sqlite":
+        op.add_column("usage_events", sa.Column("price_version", sa.String(40)))
+        op.add_column("usage_events", sa.Column("corrects", sa.String(40)))
+        op.create_index("ix_usage_events_corrects", "usage_events", ["corrects"], sqlite_where=_CORRECTS)
+        _queue()
+    else:
+        _queue()
+        op.execute(_QUEUE)
+        with op.get_context().autocommit_block():
+            _change_events(op.get_bind())
     op.create_table(
         "workers",
         sa.Column("id", sa.String(100), primary_key=True),
@@ -58,6 +74,25 @@ def upgrade() -> None:
     _prices()
     _rollups()
     _outbox()
+    op.execute(
+        "INSERT INTO rollup_queue (event_id, tenant_id, started_at)"
+        " SELECT id, tenant_id, started_at FROM usage_events WHERE TRUE ON CONFLICT DO NOTHING"
+    )
+
+
+def _change_events(connection: Connection) -> None:
+    """On PostgreSQL: each step by itself."""
+    alone(
+        connection,
+        "ALTER TABLE usage_events ADD COLUMN IF NOT EXISTS price_version VARCHAR(40),"
+        " ADD COLUMN IF NOT EXISTS corrects VARCHAR(40)",
+    )
+    make_index(connection, "ix_usage_events_corrects", "usage_events (corrects) WHERE corrects IS NOT NULL")
+    made = (
+        "SELECT FROM pg_trigger WHERE tgrelid = 'usage_events'::regclass AND tgname = 'usage_events_queued'"
+    )
+    if not connection.scalar(text(f"SELECT EXISTS ({made})")):
+        alone(connection, _QUEUED)
 
 
 def _prices() -> None:
@@ -122,18 +157,18 @@ def _versions_stay(table: str) -> None:
     )
 
 
-def _rollups() -> None:
+def _queue() -> None:
     op.create_table(
         "rollup_queue",
         sa.Column("event_id", sa.String(40), primary_key=True),
         sa.Column("tenant_id", sa.String(40), nullable=False),
         sa.Column("started_at", UtcTime, nullable=False),
+        if_not_exists=True,
     )
-    op.create_index("ix_rollup_queue_tenant_id", "rollup_queue", ["tenant_id"])
-    op.execute(
-        "INSERT INTO rollup_queue (event_id, tenant_id, started_at)"
-        " SELECT id, tenant_id, started_at FROM usage_events"
-    )
+    op.create_index("ix_rollup_queue_tenant_id", "rollup_queue", ["tenant_id"], if_not_exists=True)
+
+
+def _rollups() -> None:
     op.create_table(
         "usage_rollups",
         sa.Column("tenant_id", sa.String(40), primary_key=True),
@@ -168,6 +203,9 @@ def _outbox() -> None:
 
 
 def downgrade() -> None:
+    if op.get_bind().dialect.name != "sqlite":
+        op.execute("DROP TRIGGER usage_events_queued ON usage_events")
+        op.execute("DROP FUNCTION usage_events_queue()")
     for table in ("outbox", "usage_rollups", "rollup_queue", "markups", "prices", "leases", "workers"):
         op.drop_table(table)
     if op.get_bind().dialect.name != "sqlite":
