@@ -164,7 +164,7 @@ async def _keep(
         exports=bool(settings.export_url),
     )
     partitions = Partitions(engine, lease, gate.clock, settings.retention_months)
-    jobs: list[Job] = [reaper, Rollups(engine, lease), partitions]
+    books: list[Job] = [Rollups(engine, lease), partitions]
 
     async def take_over() -> None:
         if not ledger.away:
@@ -181,7 +181,9 @@ async def _keep(
     for name, what, work in (
         ("pulse", "this worker cannot show that it lives", pulse.beat),
         ("spools", "a dead worker's spool waits", take_over),
-        ("lead", "the books wait", lambda: lead(lease.hold, jobs)),
+        # Apart: a backlog of the books must not keep the dead waiting.
+        ("reaper", "what the dead have left waits", lambda: lead(lease.hold, [reaper])),
+        ("books", "the books wait", lambda: lead(lease.hold, books)),
     ):
         gate.chores.start(repeat(work, what, seconds=seconds), name=name)
     if settings.export_url:

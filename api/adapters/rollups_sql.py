@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from api.adapters.lease_sql import Lease
 
-_BATCH = 2000
+_BATCH = 1000
 _SECONDS = 10.0
 _DAY = timedelta(days=1)
 _HOUR = timedelta(hours=1)

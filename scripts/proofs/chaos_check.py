@@ -201,7 +201,8 @@ class Audit:
             findings.at_least_events += 1
             findings.at_least_ledger += entry.output_tokens
             findings.at_least_truth += truth.tokens_sent
-            if entry.output_tokens > truth.tokens_sent or entry.input_tokens > truth.input_tokens:
+            more_input = truth.input_tokens and entry.input_tokens > truth.input_tokens
+            if entry.output_tokens > truth.tokens_sent or more_input:
                 self._say(AT_LEAST, entry.label, "more than was sent", entry, truth)
             received = heard.tokens if heard is not None and not entry.lost else 0
             if entry.output_tokens < received:

@@ -13,8 +13,9 @@ from api.adapters.ledger_sql import SqlLedger
 from api.adapters.spool_file import Spool, path_of
 from api.adapters.tables_sql import rollup_queue, usage_events
 from api.core import spool as records
+from api.core.usage import Certainty, Source, Usage
 from api.tasks import Tasks
-from tests.contracts.helpers import bounded
+from tests.contracts.helpers import booking, bounded, event
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -90,3 +91,10 @@ async def ledger_of(engine: AsyncEngine) -> tuple[list[UsageEvent], list[InFligh
 async def take_over(engine: AsyncEngine, directory: Path) -> int:
     """Another worker puts dead ones' spools on the ledger; returns how many those were."""
     return await replay_orphans(directory, SqlLedger(engine).commit_again, max_bytes=MOST)
+
+
+def refused_ones() -> list[UsageEvent]:
+    """Events that no database takes, each of them from a provider that one would not believe."""
+    half = event(booking(), answered_model="half a \ud800 character")
+    count = Usage(2**70, 1, 0, 0, Source.PROVIDER, Certainty.EXACT)
+    return [half, event(booking(), usage=count)]

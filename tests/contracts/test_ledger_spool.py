@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -13,19 +12,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.adapters import ledger_sql
 from api.adapters.database_sql import open_engine
-from api.adapters.ledger_sql import SqlLedger
 from api.core import spool as records
 from api.core.record import Checkpoint, InFlight
 from api.ports import LedgerUnavailable
 from tests.contracts.helpers import START, booking, bounded, event, eventually, outcomes
 from tests.contracts.outages import open_impatient
-from tests.contracts.spools import ledger_of, take_over, working
+from tests.contracts.spools import ledger_of, refused_ones, take_over, working
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from api.adapters.ledger_sql import SqlLedger
     from tests.contracts.outages import Outage
 
 MOMENT_SECONDS = 3.0
@@ -36,6 +37,12 @@ MOMENT_SECONDS = 3.0
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The database is looked after twenty times a second."""
     monkeypatch.setattr(ledger_sql, "_RETRY_SECONDS", (0.05,))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where spools lie."""
+    return tmp_path / "spool"
 
 
 @pytest.fixture
@@ -65,9 +72,9 @@ async def nothing_spooled(ledger: SqlLedger) -> None:
 # --- an outage --------------------------------------------------------------------------------------
 
 
-async def test_settlements_are_durable_though_the_database_is_away(outage, away, tmp_path) -> None:
+async def test_settlements_are_durable_though_the_database_is_away(outage, away, directory) -> None:
     """P2: each is on the disk in a moment, in order, also if nobody waits; and on the ledger after, once."""
-    async with working(away, tmp_path) as worker:
+    async with working(away, directory) as worker:
         ones = [event(booking()) for _ in range(9)]
         await outcomes([worker.ledger.book(one.booking) for one in ones])
         await outage.begin()
@@ -81,12 +88,12 @@ async def test_settlements_are_durable_though_the_database_is_away(outage, away,
         await nothing_spooled(worker.ledger)
         await in_a_moment(worker.ledger.settle(ones[8]))
         assert await ledger_of(away) == (ones, [])
-    assert list(tmp_path.iterdir()) == []
+    assert list(directory.iterdir()) == []
 
 
-async def test_checkpoints_are_durable_though_the_database_is_away(outage, away, tmp_path) -> None:
+async def test_checkpoints_are_durable_though_the_database_is_away(outage, away, directory) -> None:
     """P3: were the worker to die now, its last running counts would be known; and they are rows after."""
-    async with working(away, tmp_path) as worker:
+    async with working(away, directory) as worker:
         booked = [booking() for _ in range(2)]
         await outcomes([worker.ledger.book(one) for one in booked])
         await outage.begin()
@@ -103,9 +110,9 @@ async def test_checkpoints_are_durable_though_the_database_is_away(outage, away,
         assert await ledger_of(away) == ([], [InFlight(one, 5, 8, START) for one in booked])
 
 
-async def test_what_a_killed_worker_spooled_is_on_the_ledger_after(outage, away, tmp_path) -> None:
+async def test_what_a_killed_worker_spooled_is_on_the_ledger_after(outage, away, directory) -> None:
     """P2: it dies during the outage. Whoever looks next puts it there, as soon as that is possible."""
-    async with working(away, tmp_path) as worker:
+    async with working(away, directory) as worker:
         one, counted = event(booking()), booking()
         await outcomes([worker.ledger.book(one.booking), worker.ledger.book(counted)])
         await outage.begin()
@@ -116,21 +123,21 @@ async def test_what_a_killed_worker_spooled_is_on_the_ledger_after(outage, away,
             return bool(worker.spooled.checkpoints)
 
         await eventually(spooled)
-        assert await take_over(away, tmp_path) == 0, "its worker lives"
+        assert await take_over(away, directory) == 0, "its worker lives"
         await worker.kill()
         with pytest.raises((SQLAlchemyError, OSError)):  # each database has its own
-            await take_over(away, tmp_path)
+            await take_over(away, directory)
         assert worker.spooled.events == [one]
         await outage.end()
-        assert await take_over(away, tmp_path) == 1
+        assert await take_over(away, directory) == 1
         assert await ledger_of(away) == ([one], [InFlight(counted, 5, 7, START)])
-        assert list(tmp_path.iterdir()) == []
+        assert list(directory.iterdir()) == []
 
 
-async def test_closing_during_an_outage_leaves_the_spool_to_the_next_worker(outage, away, tmp_path) -> None:
+async def test_closing_during_an_outage_leaves_the_spool_to_the_next_worker(outage, away, directory) -> None:
     """P12: a shutdown hangs on nothing, says of no settlement that it is lost, and none is."""
     ones = [event(booking()) for _ in range(3)]
-    async with working(away, tmp_path) as worker:
+    async with working(away, directory) as worker:
         await outcomes([worker.ledger.book(one.booking) for one in ones])
         await outage.begin()
         await in_a_moment(worker.ledger.settle(ones[0]))
@@ -138,13 +145,13 @@ async def test_closing_during_an_outage_leaves_the_spool_to_the_next_worker(outa
         await worker.close()
         assert await outcomes(ends) == [None, None]
     await outage.end()
-    assert await take_over(away, tmp_path) == 1
+    assert await take_over(away, directory) == 1
     assert await ledger_of(away) == (ones, [])
 
 
-async def test_bookings_go_to_the_spool_where_they_may(outage, away, tmp_path) -> None:
+async def test_bookings_go_to_the_spool_where_they_may(outage, away, directory) -> None:
     """`DATABASE_AWAY=spool`: new streams are booked on the disk, and all is as if nothing had been."""
-    async with working(away, tmp_path, spools_bookings=True) as worker:
+    async with working(away, directory, spools_bookings=True) as worker:
         before, within, open_one = event(booking()), event(booking()), booking()
         await in_a_moment(worker.ledger.book(before.booking))
         await outage.begin()
@@ -171,13 +178,13 @@ async def test_bookings_go_to_the_spool_where_they_may(outage, away, tmp_path) -
 
 @pytest.mark.parametrize("spools_bookings", [False, True])
 async def test_what_the_spool_does_not_take_waits_in_memory(
-    outage, away, tmp_path, caplog, spools_bookings
+    outage, away, directory, caplog, spools_bookings
 ) -> None:
     """It says so once, refuses bookings, takes no running counts any more; and loses no settlement."""
     caplog.set_level(logging.ERROR)
     ones = [event(booking()) for _ in range(12)]
     most = 4 * len(records.of_event(ones[0]))
-    async with working(away, tmp_path, max_bytes=most, spools_bookings=spools_bookings) as worker:
+    async with working(away, directory, max_bytes=most, spools_bookings=spools_bookings) as worker:
         await outcomes([worker.ledger.book(one.booking) for one in ones])
         await outage.begin()
         waiting = []
@@ -219,9 +226,9 @@ async def hold_back(rival: AsyncConnection) -> None:
     await rival.execute(text("DELETE FROM users" if sqlite else "LOCK TABLE in_flight"))
 
 
-async def test_a_commit_that_takes_long_holds_up_no_settlement(engine, witness, tmp_path) -> None:
+async def test_a_commit_that_takes_long_holds_up_no_settlement(engine, witness, directory) -> None:
     """After a second it is in the spool as well. That the same commit succeeds later does no harm."""
-    async with working(engine, tmp_path) as worker:
+    async with working(engine, directory) as worker:
         ones = [event(booking()) for _ in range(3)]
         await outcomes([worker.ledger.book(one.booking) for one in ones])
         async with witness.connect() as rival:
@@ -238,12 +245,12 @@ async def test_a_commit_that_takes_long_holds_up_no_settlement(engine, witness, 
         assert (events, still_open.output_tokens) == (ones, 0)
 
 
-async def test_a_database_that_says_nothing_holds_up_no_settlement(proxied, tmp_path, monkeypatch) -> None:
+async def test_a_database_that_says_nothing_holds_up_no_settlement(proxied, directory, monkeypatch) -> None:
     """However often it is tried again: while a commit hangs, and a replay, what comes goes to the disk."""
     monkeypatch.setattr(ledger_sql, "_COMMIT_SECONDS", 1.5)
     _, detour, proxy = proxied
     engine = open_engine(detour)
-    async with working(engine, tmp_path) as worker:
+    async with working(engine, directory) as worker:
         ones = [event(booking()) for _ in range(6)]
         await outcomes([worker.ledger.book(one.booking) for one in ones])
         proxy.mute = True
@@ -263,3 +270,15 @@ async def test_a_database_that_says_nothing_holds_up_no_settlement(proxied, tmp_
         await nothing_spooled(worker.ledger)
         assert await ledger_of(engine) == (ones, [])
     await engine.dispose()
+
+
+async def test_a_row_that_nothing_takes_breaks_no_writer(outage, away, directory) -> None:
+    """The spool takes what the database will refuse; whatever comes behind it is settled all the same."""
+    good, bad = event(booking()), refused_ones()
+    async with working(away, directory) as worker:
+        await outcomes([worker.ledger.book(one.booking) for one in (good, *bad)])
+        await outage.begin()
+        await in_a_moment(*[worker.ledger.settle(one) for one in (*bad, good)])
+        await outage.end()
+        await nothing_spooled(worker.ledger)
+        assert (await ledger_of(away))[0] == [good]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from api.adapters.database_sql import migrate, open_engine
+from api.adapters.database_sql import migrate
 from api.adapters.lease_sql import LostLease
 from api.core.months import month_of, months_on
 from tests.contracts.helpers import bounded, snapshot
@@ -62,7 +62,7 @@ async def test_months_are_made_ahead_as_the_clock_turns(engine, at, names) -> No
     await months.look()
     assert set(await partitions(engine)) - before == names
     months.clock.at = months_on(month_of(at), 1)
-    await months.look()
+    await months.hour()
     assert set(await partitions(engine)) - before == {*names, f"{months_on(month_of(at), 3):%Y_%m}"}
 
 
@@ -95,7 +95,7 @@ async def test_it_is_looked_once_an_hour(engine, witness) -> None:
 
 
 async def test_a_month_without_a_partition_is_caught_and_moved_later(engine, witness) -> None:
-    """No insert fails for want of a partition; what was caught is moved, unchanged, and is there only once."""
+    """No insert fails for want of a partition; what was caught is moved, unchanged, and is there once."""
     events = [ended(MAY + timedelta(hours=n)) for n in range(5)]
     other = [ended(MAY - timedelta(days=400)), ended(MAY + timedelta(days=4000))]
     await put(engine, *events, *other)

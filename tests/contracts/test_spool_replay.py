@@ -1,4 +1,4 @@
-"""Spools are put on the ledger: whoever does it dies anywhere, several do it at once, some rows are refused."""
+"""Spools are put on the ledger: also if whoever does it dies, if several do it, if rows are refused."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from api.adapters.ledger_sql import SqlLedger
 from api.adapters.spool_file import Spool, path_of
 from api.core import spool as records
 from api.core.record import Checkpoint, InFlight
-from api.core.usage import Certainty, Source, Usage
-from tests.contracts.helpers import START, booking, bounded, event, outcomes, snapshot
-from tests.contracts.spools import MOST, ledger_of, take_over, working
+from tests.contracts.helpers import START, booking, bounded, event, snapshot
+from tests.contracts.spools import MOST, ledger_of, refused_ones, take_over
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from api.core.record import Booking, UsageEvent
+    from api.core.record import Booking
     from api.core.spool import Records
 
 
@@ -32,7 +31,7 @@ class Killed(Exception):  # noqa: N818
 
 
 async def crashing_replay(path: Path, ledger: SqlLedger, survives: int) -> bool:
-    """Replay in pieces of a line, and die when so many are committed. True if it lived."""
+    """Replay, and die when so many pieces are committed. True if it lived."""
     spool = LedgerSpool(Spool(path, max_bytes=MOST).take())
 
     async def commit(found: Records) -> None:
@@ -66,8 +65,10 @@ async def test_a_replay_can_end_anywhere_and_begin_again(engine, tmp_path, monke
         records.of_checkpoints([Checkpoint(booked.id, 5, 7, START), Checkpoint(one.booking.id, 1, 1, START)]),
     ]
     path.write_bytes(b"".join(lines))
-    survived = [await crashing_replay(path, ledger, number) for number in range(1, len(lines) + 2)]
-    assert survived == [False] * len(lines) + [True]
+    deaths = 0
+    while not await crashing_replay(path, ledger, deaths + 1):
+        deaths += 1
+    assert deaths >= len(lines) // 2, "a piece is a line or two"
     assert await ledger_of(engine) == ([one, other], [InFlight(booked, 5, 7, START)])
     before = await snapshot(engine)
     assert before["usage_events"]
@@ -93,13 +94,6 @@ async def test_pieces_are_replayed_in_order_and_it_takes_more_meanwhile(tmp_path
     await spool.close()
 
 
-def refused_ones() -> list[UsageEvent]:
-    """Events that no database takes, each of them from a provider that one would not believe."""
-    half = event(booking(), answered_model="half a \ud800 character")
-    count = Usage(2**70, 1, 0, 0, Source.PROVIDER, Certainty.EXACT)
-    return [half, event(booking(), usage=count)]
-
-
 async def test_a_row_that_is_refused_does_not_hold_up_the_others(engine, tmp_path, caplog) -> None:
     """It is said that there was one, not what was in it; the others of its spool are on the ledger."""
     good, bad = [event(booking()) for _ in range(3)], refused_ones()
@@ -112,18 +106,6 @@ async def test_a_row_that_is_refused_does_not_hold_up_the_others(engine, tmp_pat
     said = [line.getMessage() for line in caplog.records if line.levelno >= logging.ERROR]
     assert len(said) == 2
     assert all("refused" in line and "half" not in line for line in said)
-
-
-async def test_a_row_that_nothing_takes_breaks_no_writer(outage, away, tmp_path) -> None:
-    """The spool takes what the database will refuse; whatever comes behind it is settled all the same."""
-    good, bad = event(booking()), refused_ones()
-    async with working(away, tmp_path) as worker:
-        await outcomes([worker.ledger.book(one.booking) for one in (good, *bad)])
-        await outage.begin()
-        await in_a_moment(*[worker.ledger.settle(one) for one in (*bad, good)])
-        await outage.end()
-        await nothing_spooled(worker.ledger)
-        assert (await ledger_of(away))[0] == [good]
 
 
 async def test_broken_lines_are_said_and_cost_only_themselves(engine, tmp_path, caplog) -> None:

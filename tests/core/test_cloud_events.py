@@ -6,7 +6,9 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,6 +27,7 @@ from api.core.delivery import (
 )
 from api.core.record import Booking, UsageEvent
 from api.core.usage import Certainty, Source, Usage
+from tests.support.servers import ROOT
 
 CAME = datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC)
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -169,6 +172,23 @@ def test_a_signature_is_the_one_of_standard_webhooks() -> None:
     assert signed["webhook-signature"] == "v1," + base64.b64encode(made).decode()
     unsigned = cloud_events.signed(b"[]", message_id="msg_1", unix_seconds=7, key=None)
     assert unsigned == {"webhook-id": "msg_1", "webhook-timestamp": "7"}
+
+
+def test_the_check_of_the_documentation_works() -> None:
+    """Whoever copies the lines of docs/export.md takes what is ours, and nothing else."""
+    text = (ROOT / "docs/export.md").read_text()
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY="
+    known: dict[str, Any] = {"base64": base64, "hmac": hmac, "time": time, "SECRET": secret}
+    exec(lines, known)
+    now = int(time.time())
+    key = cloud_events.signing_key(secret)
+    headers = cloud_events.signed(b"[]", message_id="msg_1", unix_seconds=now, key=key)
+    assert known["is_ours"](headers, b"[]")
+    assert not known["is_ours"](headers, b"[1]")
+    assert not known["is_ours"](headers | {"webhook-id": "msg_2"}, b"[]")
+    old = cloud_events.signed(b"[]", message_id="msg_1", unix_seconds=now - 600, key=key)
+    assert not known["is_ours"](old, b"[]")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ _SUMS = (
 _VERSIONED = ("prices", "markups")
 _DUE = sa.text("delivered_at IS NULL AND dead_at IS NULL")
 _DEAD = sa.text("dead_at IS NOT NULL")
+_USERS = sa.text("cube = 'user'")
 _CORRECTS = sa.text("corrects IS NOT NULL")
 _QUEUE = """
 CREATE OR REPLACE FUNCTION usage_events_queue() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -165,7 +166,9 @@ def _queue() -> None:
         sa.Column("started_at", UtcTime, nullable=False),
         if_not_exists=True,
     )
-    op.create_index("ix_rollup_queue_tenant_id", "rollup_queue", ["tenant_id"], if_not_exists=True)
+    op.create_index(
+        "ix_rollup_queue_tenant_id", "rollup_queue", ["tenant_id", "started_at"], if_not_exists=True
+    )
 
 
 def _rollups() -> None:
@@ -182,7 +185,11 @@ def _rollups() -> None:
     )
     op.create_index("ix_usage_rollups_cube", "usage_rollups", ["cube", "starts_at"])
     op.create_index(
-        "ix_usage_rollups_end_user", "usage_rollups", ["tenant_id", "cube", "end_user", "starts_at"]
+        "ix_usage_rollups_end_user",
+        "usage_rollups",
+        ["tenant_id", "end_user", "starts_at"],
+        sqlite_where=_USERS,
+        postgresql_where=_USERS,
     )
 
 
