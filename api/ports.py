@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from api.core.demand import Ask, Demand, Reply, State
     from api.core.record import Booking, Checkpoint, InFlight, Spending, Totals, UsageEvent
+    from api.core.usage_query import Place, UsagePage, UsageQuery
 
 
 # --- refusals ---------------------------------------------------------------------------------------
@@ -260,6 +261,31 @@ class Ledger(Protocol):
 
     async def ping(self) -> None:
         """Raises LedgerUnavailable."""
+        ...
+
+
+class UsageReports(Protocol):
+    """What was used. Answers equal the sum of events, at every moment. Raises LedgerUnavailable."""
+
+    async def page(
+        self, query: UsageQuery, *, after: Place | None = None, limit: int, totals: bool = True
+    ) -> UsagePage:
+        """At most `limit` rows from a place on, and the sums of all: of one moment.
+
+        They may be fewer, or none, though there are more: the last page is the one without an `after`.
+        """
+        ...
+
+    async def events(
+        self,
+        tenant_id: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        after: str | None = None,
+        limit: int,
+    ) -> list[UsageEvent]:
+        """A tenant's events of a time, by id, the next `limit` after the id `after`."""
         ...
 
 

@@ -31,6 +31,7 @@ from api.adapters.rollups_sql import Rollups
 from api.adapters.spool_file import Spool, path_of
 from api.adapters.tokenizer_toktok import ToktokTokenizer
 from api.adapters.upstream_scripted import ScriptedUpstream
+from api.adapters.usage_sql import SqlUsage
 from api.core.cloud_events import signing_key
 from api.core.demand import Terms
 from api.core.policy import Policy
@@ -70,6 +71,9 @@ _AWAY_SECONDS = 900.0
 _LEAVE_SECONDS = 2.0
 """How long a worker takes its leave."""
 
+_REPORT_SECONDS = 30.0
+"""How long a question about usage may keep the database busy."""
+
 _ISSUERS_SECONDS = 10.0
 """How often it is looked whether an identity provider's keys have become old."""
 
@@ -84,7 +88,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         reading = open_engine(settings.ledger_url, connections=6)
         changing = open_engine(settings.ledger_url, connections=4)
         keeping = open_engine(settings.ledger_url, connections=4)
-        for opened in (engine, reading, changing, keeping):
+        reports = open_engine(settings.ledger_url, connections=4, seconds=_REPORT_SECONDS)
+        for opened in (engine, reading, changing, keeping, reports):
             stack.push_async_callback(opened.dispose)
         redis = connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
@@ -112,6 +117,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             clock=clock,
             limiter=_limiter(settings, redis, clock, worker),
             ledger=ledger,
+            usage=SqlUsage(reports),
             upstream=upstream,
             accounts=SqlAccounts(changing, clock),
             credentials=credentials,
@@ -166,6 +172,10 @@ async def _keep(
     partitions = Partitions(engine, lease, gate.clock, settings.retention_months)
     books: list[Job] = [Rollups(engine, lease), partitions]
 
+    async def look_after() -> None:
+        await reaper.look()
+        await lead(lease.hold, [reaper])
+
     async def take_over() -> None:
         if not ledger.away:
             most = settings.spool_max_bytes
@@ -182,7 +192,7 @@ async def _keep(
         ("pulse", "this worker cannot show that it lives", pulse.beat),
         ("spools", "a dead worker's spool waits", take_over),
         # Apart: a backlog of the books must not keep the dead waiting.
-        ("reaper", "what the dead have left waits", lambda: lead(lease.hold, [reaper])),
+        ("reaper", "what the dead have left waits", look_after),
         ("books", "the books wait", lambda: lead(lease.hold, books)),
     ):
         gate.chores.start(repeat(work, what, seconds=seconds), name=name)

@@ -181,8 +181,7 @@ class SqlLedger(SqlReads):
         """What waits goes to the spool, as far as it may and the spool takes it; and what is under way."""
         if self._spool is None:
             return
-        ops = [op for op in (*under_way, *self._waiting) if op.settles or self._spools_bookings]
-        ops = [op for op in ops if not op.put_by]
+        ops = self._for_the_spool([*under_way, *self._waiting])
         if ops and await self._spool.put([op.item for op in ops]):
             for op in ops:
                 op.put_by = True
@@ -191,6 +190,15 @@ class SqlLedger(SqlReads):
         checkpoints, self._checkpoints = self._checkpoints, {}
         if checkpoints and not await self._spool.put_checkpoints(list(checkpoints.values())):
             self._checkpoints = checkpoints | self._checkpoints
+
+    def _for_the_spool(self, ops: Sequence[_Op]) -> list[_Op]:
+        """Settlements and their bookings, which none overtakes; other bookings where they may wait there."""
+        settled = {op.item.booking.id for op in ops if isinstance(op.item, UsageEvent)}
+        return [
+            op
+            for op in ops
+            if not op.put_by and (op.settles or self._spools_bookings or op.item.id in settled)
+        ]
 
     def _kept(self, ops: Iterable[_Op]) -> list[_Op]:
         """Those that must be tried again. Bookings that may not wait are refused."""

@@ -67,13 +67,9 @@ async def settle(connection: AsyncConnection, events: Iterable[UsageEvent], *, e
     locked = (
         select(in_flight.c.id).where(in_flight.c.id.in_(by_id)).order_by(in_flight.c.id).with_for_update()
     )
-    owned = set(
-        (
-            await connection.execute(
-                delete(in_flight).where(in_flight.c.id.in_(locked)).returning(in_flight.c.id)
-            )
-        ).scalars()
-    )
+    # Both conditions say the same; by the first one they are found.
+    taken = delete(in_flight).where(in_flight.c.id.in_(by_id), in_flight.c.id.in_(locked))
+    owned = set((await connection.execute(taken.returning(in_flight.c.id))).scalars())
     mine = [event for booking_id, event in by_id.items() if booking_id in owned]
     others = [event for booking_id, event in by_id.items() if booking_id not in owned]
     await append(connection, [*mine, *await _corrections(connection, others)], exports=exports)

@@ -1,8 +1,9 @@
 """Who of the workers lives, and what becomes of the bookings of those that do not.
 
-Every worker counts up a `beat` of its own. The leader takes a worker for dead whose beat has not moved for
-`dead_seconds` of the leader's own looking: no two clocks are compared, and while the database is away nobody
-dies of it. A dead worker's bookings become events from their last checkpoints: lost, at least.
+Every worker counts up a `beat` of its own, and looks at those of the others. The leader takes a worker for
+dead whose beat has not moved for `dead_seconds` of the leader's own looking, before it led included: no two
+clocks are compared, and while the database is away nobody dies of it. A dead worker's bookings become events
+from their last checkpoints: lost, at least.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Pulse:
 
 
 class Reaper:
-    """What the leader does about the dead.
+    """What the leader does about the dead. Whoever may lead one day looks on, and then need not begin anew.
 
     `orphan_seconds`: a booking of a worker that has no row is closed when it is so old.
     """
@@ -86,35 +87,47 @@ class Reaper:
         self._exports = exports
         self._seen: dict[str, tuple[int, float]] = {}
         self._looked_at = float("-inf")
+        self._dead: list[str] = []
         self.closed = 0
 
-    async def round(self) -> bool:
-        """Look at all workers, and close what the dead have left open."""
+    async def look(self) -> None:
+        """Take note of all workers' beats."""
         now = self._clock.monotonic()
         if now - self._looked_at > self._dead_seconds / 2:
             self._seen.clear()  # nobody has looked for a while: what stood still meanwhile says nothing
         async with self._engine.connect() as connection:
-            beats = {
-                row.id: row.beat for row in await connection.execute(select(workers.c.id, workers.c.beat))
-            }
-            strangers = (
-                select(in_flight.c.worker)
-                .distinct()
-                .where(
-                    in_flight.c.worker.not_in(select(workers.c.id)),
-                    in_flight.c.started_at < self._clock.now() - self._orphan_age,
-                )
-            )
-            lost = list((await connection.execute(strangers)).scalars())
+            rows = await connection.execute(select(workers.c.id, workers.c.beat))
+            beats = {row.id: row.beat for row in rows}
         self._looked_at = self._clock.monotonic()
         self._seen = {
             worker: self._seen[worker] if self._seen.get(worker, (None,))[0] == beat else (beat, now)
             for worker, beat in beats.items()
         }
-        dead = [worker for worker, (_, since) in self._seen.items() if now - since >= self._dead_seconds]
-        for worker in [*dead, *lost]:
-            await self.close(worker, registered=worker in beats)
+        self._dead = [
+            worker for worker, (_, since) in self._seen.items() if now - since >= self._dead_seconds
+        ]
+
+    async def round(self) -> bool:
+        """Look, and close what the dead have left open."""
+        await self.look()
+        for worker in self._dead:
+            await self.close(worker, registered=True)
+        for worker in await self._strangers():
+            await self.close(worker, registered=False)
         return False
+
+    async def _strangers(self) -> list[str]:
+        """Whose bookings are open, and old, though nobody knows them."""
+        query = (
+            select(in_flight.c.worker)
+            .distinct()
+            .where(
+                in_flight.c.worker.not_in(select(workers.c.id)),
+                in_flight.c.started_at < self._clock.now() - self._orphan_age,
+            )
+        )
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(query)).scalars())
 
     async def close(self, worker: str, *, registered: bool) -> None:
         """Turn all that a dead worker left open into events, and forget the worker."""

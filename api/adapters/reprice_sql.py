@@ -1,8 +1,8 @@
 """Repricing of a period: corrections for what its bookings cost by the price list as it is now.
 
 In pages, a transaction each: what was begun and not ended is begun again, and what is right already is left
-alone. A page is read without a lock; bookings that seem to need a correction are locked, and looked at once
-more. So streams that settle wait for nobody, and of two that reprice at once each correction is written once.
+alone. Nothing is locked, so streams that settle wait for nobody: the number of a correction can be taken
+once, and whoever finds it taken looks again.
 """
 
 from __future__ import annotations
@@ -77,10 +77,14 @@ class SqlReprice:
             after = ids[-1]
 
     async def _look(self, connection: AsyncConnection, period: Period, ids: Sequence[str]) -> _Page:
-        """What the bookings need, by the price list as this transaction sees it."""
+        """What the bookings need.
+
+        The price list is read behind the events: it is never older than the corrections that are there.
+        """
+        bookings = await _standing(connection, period, ids)
         known, now = await self._prices(connection), self._book.clock.now()
         corrections, unpriced = [], 0
-        for standing in await _standing(connection, period, ids):
+        for standing in bookings:
             booking = standing[0].booking
             price = known.of(booking.model, booking.tenant_id, booking.started_at)
             if price is None:
@@ -118,9 +122,6 @@ class SqlReprice:
         async with self._engine.connect() as connection:
             await connection.execution_options(**WRITES)
             async with connection.begin():
-                mine = (usage_events.c.id.in_(ids), *_during(period))
-                locked = select(usage_events.c.id).where(*mine).order_by(usage_events.c.id).with_for_update()
-                await connection.execute(locked)
                 corrections = (await self._look(connection, period, ids)).corrections
                 await append(connection, corrections, exports=self._exports)
                 if first and corrections:

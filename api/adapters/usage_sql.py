@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
@@ -24,18 +25,22 @@ if TYPE_CHECKING:
     from api.core.record import UsageEvent
     from api.core.usage_query import Span, UsageQuery
 
-_SECONDS = 30.0
 _MAX_SPANS = 1000
 _MAX_MONTHS = 24
 """So many intervals are looked at for one page, however few of them have rows; a month has three parts."""
 
 
 class SqlUsage:
-    """Reads on an engine of its own: whoever asks for much holds up no other work."""
+    """Reads on an engine of its own: whoever asks for much holds up no other work.
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    A tenant's questions are answered one after the other, so that they hold up no other tenant's.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, seconds: float = 30) -> None:
         self._engine = engine
+        self._seconds = seconds
         self._reads = SqlReads(engine)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def page(
         self, query: UsageQuery, *, after: Place | None = None, limit: int, totals: bool = True
@@ -44,7 +49,7 @@ class SqlUsage:
 
         They may be fewer, or none, though there are more: the last page is the one without an `after`.
         """
-        async with self._snapshot() as connection:
+        async with self._bounded(query.tenant_id), self._snapshot() as connection:
             whole = None
             if totals or query.is_one_row:
                 whole = sums_of((await connection.execute(total(query))).one())
@@ -63,33 +68,32 @@ class SqlUsage:
         limit: int,
     ) -> list[UsageEvent]:
         """A tenant's events of a time, by id. Raises LedgerUnavailable."""
-        async with _bounded():
+        async with self._bounded(tenant_id):
             return await self._reads.events(tenant_id, since=since, until=until, after=after, limit=limit)
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection for which the database stands still."""
-        async with _bounded():
-            if self._engine.dialect.name == "sqlite":  # every transaction of SQLite is such a one
-                async with self._engine.connect() as connection:
-                    yield connection
-                return
-            still = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-            async with self._engine.execution_options(**still).connect() as connection:
-                # Prepared statements get a plan for any tenant and any time, which is a bad one.
-                await connection.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
+        if self._engine.dialect.name == "sqlite":  # every transaction of SQLite is such a one
+            async with self._engine.connect() as connection:
                 yield connection
+            return
+        still = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        async with still.connect() as connection:
+            # Prepared statements get a plan for any tenant and any time, which is a bad one.
+            await connection.execute(text("SET LOCAL plan_cache_mode = force_custom_plan"))
+            yield connection
 
-
-@asynccontextmanager
-async def _bounded() -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(_SECONDS):
-            yield
-    except ProgrammingError:  # that is nobody's fault but ours
-        raise
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
-        raise LedgerUnavailable(type(error).__name__) from error
+    @asynccontextmanager
+    async def _bounded(self, tenant_id: str | None) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(tenant_id or "", asyncio.Lock())
+        try:
+            async with asyncio.timeout(self._seconds), turn:
+                yield
+        except ProgrammingError:  # that is nobody's fault but ours
+            raise
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise LedgerUnavailable(type(error).__name__) from error
 
 
 async def _rows(

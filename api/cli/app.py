@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from api.adapters.database_sql import migrate
-from api.cli import admins, export, keys, ledger, prices, streams, tenants, verify
+from api.cli import admins, export, keys, ledger, prices, streams, tenants, usage, verify
 from api.cli.shared import Json, settings_or_exit, show
 
 app = typer.Typer(
@@ -25,7 +25,11 @@ app.add_typer(admins.app, name="admin")
 app.add_typer(streams.app, name="stream")
 app.add_typer(export.app, name="export")
 app.add_typer(prices.app, name="prices")
-app.command(epilog="Example: sluicegate usage --tenant TENANT_ID --events")(tenants.usage)
+app.command(epilog="Example: sluicegate usage --tenant TENANT_ID --interval day --group-by model")(
+    usage.usage
+)
+_REBUILD = "Example: sluicegate usage-rebuild --from 2026-11-01 --to 2026-11-08"
+app.command("usage-rebuild", epilog=_REBUILD)(usage.rebuild)
 app.command(epilog="Example: sluicegate audit --action key.revoke")(admins.audit)
 app.command(epilog="Example: sluicegate reconcile --wait-seconds 15")(ledger.reconcile)
 app.command(epilog="Example: sluicegate verify --from 2026-03-01 --to 2026-04-01")(verify.verify)

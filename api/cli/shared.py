@@ -22,7 +22,7 @@ from api.adapters.doorbell_redis import RedisDoorbell
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.prices_sql import SqlPrices
 from api.adapters.redis_connect import connect
-from api.ports import AccountsUnavailable
+from api.ports import AccountsUnavailable, LedgerUnavailable
 from api.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def run(work: Callable[[Office], Awaitable[T]], *, changes: bool = False) -> T:
         return asyncio.run(_with_office(settings, work, changes=changes))
     except (NoSuchTenant, NoSuchKey, ExternalIdTaken) as error:
         fail(str(error))
-    except (SQLAlchemyError, AccountsUnavailable, OSError) as error:
-        cause = getattr(error, "orig", None) or error
+    except (SQLAlchemyError, AccountsUnavailable, LedgerUnavailable, OSError) as error:
+        cause = getattr(error.__cause__ or error, "orig", None) or error
         fail(f"The database cannot be used: {cause}\nCheck DATABASE_URL, or DATA_DIR for SQLite.")
     raise AssertionError("unreachable")
 
@@ -97,7 +97,7 @@ def _person() -> str:
         return "unknown"
 
 
-def checked(model: type[M], **values: Any) -> M:
+def checked(model: type[M], /, **values: Any) -> M:
     """What the API refuses, the command line refuses too."""
     try:
         return model.model_validate(values)

@@ -1,19 +1,15 @@
-"""`sluicegate tenant` and `sluicegate usage`."""
+"""`sluicegate tenant`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from api.cli import limits
 from api.cli.shared import Json, checked, fail, run, show, table
-from api.routes.usage import event_out
 from api.schema_accounts import TenantIn, TenantPatch
-
-if TYPE_CHECKING:
-    from api.cli.shared import Office
 
 app = typer.Typer(help="Tenants: the customers.", no_args_is_help=True)
 
@@ -187,42 +183,3 @@ def _limits(
 def _queue(queue: int | None, queue_seconds: int | None, weight: int | None) -> dict[str, Any]:
     given = {"max_waiters": queue, "max_wait_seconds": queue_seconds, "weight": weight}
     return {name: value for name, value in given.items() if value is not None}
-
-
-_COLUMNS = (
-    "started_at",
-    "request_id",
-    "model",
-    "input_tokens",
-    "output_tokens",
-    "ended",
-    "source",
-    "certainty",
-)
-
-
-def usage(
-    tenant: Annotated[str, typer.Option(help="The tenant's id.")],
-    events: Annotated[bool, typer.Option("--events", help="The single events instead of the sums.")] = False,
-    as_json: Json = False,
-) -> None:
-    """What a tenant used."""
-
-    async def work(office: Office) -> Any:
-        await office.accounts.tenant(tenant)
-        if not events:
-            return asdict(await office.ledger.totals(tenant))
-        found: list[dict[str, Any]] = []
-        while page := await office.ledger.events(
-            tenant, after=found[-1]["id"] if found else None, limit=1000
-        ):
-            found += [event_out(event) for event in page]
-        return found
-
-    result = run(work)
-    if events:
-        text = table(_COLUMNS, [tuple(event[column] for column in _COLUMNS) for event in result])
-        show(result, as_json, text or "No usage yet.")
-    else:
-        text = "{events} requests, {input_tokens} input and {output_tokens} output tokens".format(**result)
-        show(result, as_json, text)

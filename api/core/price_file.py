@@ -131,7 +131,7 @@ def _nano(model: str, field: str, amount: Any, tokens: int) -> int:
     except (InvalidOperation, ValueError):  # the latter for an integer of thousands of digits
         dollars = Decimal("NaN")
     most = Decimal(_MAX_DOLLARS) / tokens
-    if isinstance(amount, bool) or not (dollars.is_finite() and 0 <= dollars <= most):
+    if not (dollars.is_finite() and 0 <= dollars <= most):  # a bool, as text, is none
         unit = "dollars per million tokens" if tokens == 1 else "dollars per token"
         raise ValueError(f"{_shown(model)}: `{field}` must be {unit}, from 0 to {most:f}")
     return int(_UP.multiply(dollars, Decimal(tokens * _NANO)).to_integral_value(ROUND_CEILING))

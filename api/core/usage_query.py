@@ -219,7 +219,14 @@ def moment(param: str, text: str, time_zone: str) -> datetime:
         ) from None
     if at.year not in _YEARS:
         raise BadQuery(param, f"must be of the years {_YEARS[0]} to {_YEARS[-1]}")
-    if at.timestamp() % QUARTER.total_seconds():
+    return at
+
+
+def _on_a_quarter(param: str, text: str | None, time_zone: str) -> datetime | None:
+    if text is None:
+        return None
+    at = moment(param, text, time_zone)
+    if (at - FIRST) % QUARTER:
         raise BadQuery(param, "must be on a quarter of an hour, such as 08:00, 08:15, 08:30 or 08:45")
     return at
 
@@ -236,14 +243,13 @@ def read_query(
     filters: Mapping[str, str | None] | None = None,
 ) -> UsageQuery:
     """A query from its texts; `group_by` is names with commas between. Raises BadQuery."""
-    first = None if since is None else moment("from", since, time_zone)
-    last = None if until is None else moment("to", until, time_zone)
+    first, last = _on_a_quarter("from", since, time_zone), _on_a_quarter("to", until, time_zone)
     if interval is not None:
         if interval not in INTERVALS:
             raise BadQuery("interval", f"must be one of {', '.join(INTERVALS)}")
-        if first is None:
-            raise BadQuery("interval", "needs `from`")
-        last = last or _quarter_after(now)
+        if first is None and last is not None:
+            raise BadQuery("interval", "needs `from` where there is a `to`")
+        first, last = first or _begin(interval, now, time_zone), last or _quarter_after(now)
     if first is not None and last is not None:
         if first >= last:
             raise BadQuery("to", "must be later than `from`")
@@ -258,6 +264,14 @@ def read_query(
         _groups(group_by),
         {name: value for name, value in (filters or {}).items() if value is not None},
     )
+
+
+def _begin(interval: str, now: datetime, time_zone: str) -> datetime:
+    """The hours of this day, the days of this month, the months of this year."""
+    zone = ZoneInfo(time_zone)
+    day = now.astimezone(zone).date()
+    begin = {"hour": day, "day": day.replace(day=1), "month": day.replace(month=1, day=1)}[interval]
+    return midnight(begin, zone)
 
 
 def _quarter_after(now: datetime) -> datetime:

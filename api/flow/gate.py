@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from api.core.money import Prices
     from api.core.policy import Policy
     from api.flow.stream import Stream
-    from api.ports import Clock, Doorbell, Ledger, Limiter, Tokenizer, Upstream
+    from api.ports import Clock, Doorbell, Ledger, Limiter, Tokenizer, Upstream, UsageReports
     from api.pricing import PriceBook
     from auth.authenticator import Authenticator
     from auth.memory import CredentialStore
@@ -46,6 +46,7 @@ class Gate:
     clock: Clock
     limiter: Limiter
     ledger: Ledger
+    usage: UsageReports
     upstream: Upstream
     accounts: Accounts
     credentials: CredentialStore

@@ -28,8 +28,11 @@ log = logging.getLogger("sluicegate.tend")
 
 async def tend(gate: Gate) -> None:
     """Tick until cancelled. A tick that fails is logged, and the next one comes."""
+    loop, seconds = asyncio.get_running_loop(), gate.policy.tick_seconds
+    due = loop.time()
     while True:
-        await asyncio.sleep(gate.policy.tick_seconds)
+        due = max(due + seconds, loop.time() + seconds / 4)  # a slow Redis makes no longer interval
+        await asyncio.sleep(due - loop.time())
         try:
             await tick(gate)
         except Exception:
@@ -42,8 +45,11 @@ async def tick(gate: Gate) -> None:
     now = gate.clock.monotonic()
     for stream in [*streams, *gate.waiting.values()]:
         _look(gate, stream, now)
-    await _renew(gate)
-    await _checkpoint(gate, [stream for stream in streams if _flows(stream) and stream.called])
+    try:
+        # First: what dies with this worker is what came since, however slow Redis is.
+        await _checkpoint(gate, [stream for stream in streams if _flows(stream) and stream.called])
+    finally:
+        await _renew(gate)
 
 
 def _look(gate: Gate, stream: Stream, now: float) -> None:

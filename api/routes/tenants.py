@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
 from api.deps import Admin, By, GateDep
 from api.routes.bodies import openapi_body, read_body
-from api.schema import PRINTABLE, UsageTotals
 from api.schema_accounts import TenantId, TenantIn, TenantOut, TenantPatch
 
 router = APIRouter(prefix="/admin", tags=["admin: tenants"])
@@ -71,12 +69,3 @@ async def delete_tenant(_admin: Admin, by: By, gate: GateDep, tenant_id: TenantI
     tenant = await gate.accounts.delete(tenant_id, by=by)
     await gate.accounts_changed()
     return TenantOut.model_validate(tenant)
-
-
-@router.get("/usage")
-async def tenant_usage(
-    _admin: Admin, gate: GateDep, tenant: Annotated[str, Query(max_length=40, pattern=PRINTABLE)]
-) -> UsageTotals:
-    """Sums over a tenant's requests."""
-    await gate.accounts.tenant(tenant)
-    return UsageTotals(**asdict(await gate.ledger.totals(tenant)))

@@ -13,7 +13,7 @@ import asyncio
 import json
 import statistics
 import time
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -49,10 +49,11 @@ INSERT INTO usage_events (
     cause, duration_ms, cost_nano_dollars, price_version
 )
 SELECT 'bk_' || lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || lpad(to_hex(n), 20, '0'),
-    'req_' || n, 'tn_' || tenant, 'k' || tenant || 'x' || key, 'user ' || n * 7919 % CAST(:users AS bigint),
-    'openai_chat', 'model-' || (key + n / 101 % 2) % 8, 'upstream-' || key % 2, 'host:1:00000000', at,
-    at + interval '3 seconds', 'model-' || (key + n / 101 % 2) % 8, n % 2000, n % 700, n % 500, n % 90,
-    'provider', 'exact', 'finished', 'finished', n % 9000, n % 100000, '1'
+    'req_' || n, 'tn_' || tenant, 'k' || tenant || 'x' || key,
+    'user ' || n / 5 * 7919 % CAST(:users AS bigint), 'openai_chat', 'model-' || (key + n / 101 % 2) % 8,
+    'upstream-' || key % 2, 'host:1:00000000', at, at + interval '3 seconds',
+    'model-' || (key + n / 101 % 2) % 8, n % 2000, n % 700, n % 500, n % 90, 'provider', 'exact',
+    'finished', 'finished', n % 9000, n % 100000, '1'
 FROM (
     SELECT n, tenant, n / 7 % CASE WHEN tenant = 0 THEN 20 ELSE 4 END AS key,
         date_trunc('milliseconds', CAST(:start AS timestamptz) + n * CAST(:step AS interval)) AS at
@@ -73,20 +74,23 @@ FROM usage_events WHERE tenant_id = :tenant AND started_at >= :start AND started
 """)
 
 
-async def fill(engine: AsyncEngine, events: int, users: int, tenants: int) -> dict[str, float]:
+async def fill(
+    engine: AsyncEngine, events: int, users: int, tenants: int, days: int = _DAYS
+) -> dict[str, float]:
     """A month of events and their roll-ups; how long both took."""
     start = datetime.fromisoformat(f"{_MONTH[0]}T00:00:00+00:00")
-    same = {"users": users, "tenants": tenants, "start": start, "step": _DAYS * timedelta(1) / events}
+    same = {"users": users, "tenants": tenants, "start": start, "step": days * timedelta(1) / events}
     begun = time.perf_counter()
     for first in range(0, events, _CHUNK):
         async with engine.begin() as connection:
+            await connection.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers
             await connection.execute(_FILL, same | {"first": first, "last": min(first + _CHUNK, events) - 1})
     filled = time.perf_counter()
     lease = Lease(engine, SystemClock(), "bench", seconds=_SECONDS)
     if not await lease.hold():
         raise RuntimeError("somebody else leads")
     rollups = Rollups(engine, lease)
-    await rollups.rebuild(date.fromisoformat(_MONTH[0]), date.fromisoformat(_MONTH[1]) - timedelta(1))
+    await rollups.rebuild(start.date(), start.date() + (days - 1) * timedelta(1))
     rebuilt = time.perf_counter()
     writer = await _writer(engine, rollups)
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -104,10 +108,11 @@ async def _writer(engine: AsyncEngine, rollups: Rollups) -> float:
     """How many events the writer takes in a second; at the end some wait, whose sums are in twice."""
     async with engine.begin() as connection:
         await connection.execute(_QUEUE, {"waiting": 10 * _WAITING})
-    begun, rounds = time.perf_counter(), 0
+        queued = (await connection.execute(text("SELECT count(*) FROM rollup_queue"))).scalar_one()
+    begun = time.perf_counter()
     while await rollups.round():
-        rounds += 1
-    rate = rounds * _WAITING / (time.perf_counter() - begun)
+        pass
+    rate = float(queued) / (time.perf_counter() - begun)
     async with engine.begin() as connection:
         await connection.execute(_QUEUE, {"waiting": _WAITING})
     return rate
@@ -143,7 +148,7 @@ async def _measured(work: Callable[[], Awaitable[object]], rounds: int) -> dict[
 
 
 async def measure(
-    events: int, rounds: int, *, users: int = 50_000, tenants: int = 40, zone: str = "UTC"
+    events: int, rounds: int, *, users: int = 50_000, tenants: int = 40, zone: str = "UTC", days: int = _DAYS
 ) -> dict[str, Any]:
     """Rows by question, and what the filling took."""
     with running(PostgresServer()) as server:
@@ -154,7 +159,7 @@ async def measure(
             open_engine(url, seconds=60),
         )
         try:
-            made = await fill(patient, events, users, tenants)
+            made = await fill(patient, events, users, tenants, days)
             usage = SqlUsage(engine)
             rows = {}
             for name, query in questions(zone).items():

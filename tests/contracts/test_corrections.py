@@ -1,4 +1,4 @@
-"""A worker that was taken for dead comes back: what it knows better is appended, and the sums are the truth."""
+"""A worker that was taken for dead comes back: what it knows better is appended; the sums are the truth."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def lost_one(house: House, counted: int = 10) -> Booking:
 
 
 async def test_a_late_worker_appends_the_difference(house) -> None:
-    """It says how the stream did end, and what it used more than its last running count; nothing is changed."""
+    """It says how the stream did end, and what it used beyond its last running count; nothing is changed."""
     one = await lost_one(house)
     [lost] = (await ledger_of(house.engine))[0]
     whole = truth(one)
@@ -81,7 +81,7 @@ async def test_a_late_worker_appends_the_difference(house) -> None:
 
 @pytest.mark.parametrize("counted", [0, 30, 50])
 async def test_the_sums_are_the_truth_whatever_was_known(house, counted: int) -> None:
-    """No checkpoint, one that knew all, or one that had counted more than the provider: the sums are right."""
+    """No checkpoint, one that knew all, one that had counted more than the provider: the sums are right."""
     one = await lost_one(house, counted)
     whole = truth(one, inputs=7, outputs=30)
     await house.settle(whole)
@@ -179,9 +179,9 @@ async def test_a_late_worker_for_whom_there_was_no_price(house) -> None:
 
 async def test_settlements_race_with_the_reaper(house, witness) -> None:
     """Each booking is settled, or lost and corrected, and never both or neither; its sum is the truth."""
-    for _ in range(3):
+    for _ in range(2):
         await house.pulse("stopped").beat()
-        theirs = [of("stopped") for _ in range(24)]
+        theirs = [of("stopped") for _ in range(12)]
         await house.book(*theirs, counts=[Checkpoint(one.id, 8, 10, START) for one in theirs])
         settling = [house.settle(truth(one)) for one in reversed(theirs)]
         await bounded(asyncio.gather(house.reaper.close("stopped", registered=True), *settling))

@@ -256,4 +256,5 @@ async def test_nothing_secret_is_logged_or_kept(stage: Stage, witness, caplog) -
     [line] = [line for line in said if "401" in line]
     assert "look at EXPORT_URL, EXPORT_TOKEN and EXPORT_SECRET" in line
     assert TOKEN not in caplog.text + str(row)
+    assert "you said" not in " ".join(said), "what others write has no place in the log"
     assert SECRET not in caplog.text

@@ -245,6 +245,25 @@ async def test_a_commit_that_takes_long_holds_up_no_settlement(engine, witness, 
         assert (events, still_open.output_tokens) == (ones, 0)
 
 
+async def test_no_settlement_overtakes_its_booking(engine, witness, directory) -> None:
+    """P2: whoever comes and goes while a commit, or a replay, takes long is booked, and then settled."""
+    async with working(engine, directory) as worker:
+        ones = [event(booking()) for _ in range(3)]
+        await outcomes([worker.ledger.book(ones[0].booking)])
+        async with witness.connect() as rival:
+            await hold_back(rival)
+            await in_a_moment(worker.ledger.settle(ones[0]))
+            for one in ones[1:]:
+                late = worker.ledger.book(one.booking)
+                await in_a_moment(worker.ledger.settle(one), late)
+            assert not worker.ledger.away
+            await rival.rollback()
+        await nothing_spooled(worker.ledger)
+        await bounded(worker.ledger.book(booking()))
+        events, [_] = await ledger_of(engine)
+        assert events == ones
+
+
 async def test_a_database_that_says_nothing_holds_up_no_settlement(proxied, directory, monkeypatch) -> None:
     """However often it is tried again: while a commit hangs, and a replay, what comes goes to the disk."""
     monkeypatch.setattr(ledger_sql, "_COMMIT_SECONDS", 1.5)

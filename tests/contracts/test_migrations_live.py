@@ -183,7 +183,7 @@ async def state_of_index(connection: AsyncConnection) -> bool | None:
 
 @pytest.mark.parametrize("left", ["", "NOT VALID"])
 async def test_killed_before_the_last_step_it_is_done_again(old, engine, left) -> None:
-    """The index is there, and perhaps the check, the table is not turned: it takes events; the rest is done."""
+    """The index is there, perhaps the check; the table is not turned: it takes events, the rest is done."""
     await asyncio.to_thread(migrate, old, "0004")
     before = await ids(engine)
     async with engine.connect() as report:

@@ -120,7 +120,7 @@ async def test_dead_letters_are_seen_and_sent_again(stage: Stage, clock) -> None
     assert await stage.box.retry([ids[0]], by=BY) == []
     assert await stage.box.retry(None, by=BY) == ids[1:]
     await stage.export.round()
-    assert stage.receiver.taken == ids
+    assert [one.ids for one in stage.receiver.deliveries] == [ids[:1], ids[1:]]
     assert await stage.box.dead(after=None, limit=3) == []
     noted = await SqlAccounts(stage.engine, clock).audit(action="export.retry")
     assert {(entry.target, entry.details["events"]) for entry in noted} == {("all", 4), (ids[0], 1)}
@@ -142,7 +142,7 @@ async def test_an_event_that_the_ledger_keeps_no_more_is_a_dead_letter(stage: St
 # --- the rows -------------------------------------------------------------------------------------------
 
 
-async def test_the_status_tells_what_waits_and_what_went(stage: Stage) -> None:
+async def test_the_status_tells_what_waits_and_what_went(stage: Stage, witness) -> None:
     """How many wait and since when, what was delivered of a day, and the last thing that went wrong."""
     assert (await stage.box.status()).pending == 0
     await stage.waiting(3)
@@ -158,6 +158,7 @@ async def test_the_status_tells_what_waits_and_what_went(stage: Stage) -> None:
     status = await stage.box.status()
     assert (status.pending, status.delivered_last_day, status.last_error) == (0, 3, None)
     assert status.last_delivered_at == stage.clock.now()
+    assert {row.error for row in (await rows(witness)).values()} == {None}
 
 
 async def test_rows_are_forgotten_a_month_after_they_were_delivered(stage: Stage, witness) -> None:

@@ -135,6 +135,21 @@ async def test_a_new_leader_looks_for_itself(house) -> None:
     assert len((await ledger_of(house.engine))[0]) == 1
 
 
+async def test_who_has_looked_on_need_not_begin_anew(house) -> None:
+    """The leader dies as well: whoever is next knows for how long each beat has stood."""
+    await house.pulse("a").beat()
+    await house.book(of("a"))
+    later = House(house.engine)
+    for _ in range(round(DEAD_SECONDS / LOOK_SECONDS) + 1):
+        later.clock.pass_seconds(LOOK_SECONDS)
+        await later.reaper.look()
+    assert (await ledger_of(house.engine))[0] == [], "only the leader closes anything"
+    await house.lease.give_up()
+    assert await later.lease.hold()
+    await later.reaper.round()
+    assert len((await ledger_of(house.engine))[0]) == 1
+
+
 async def test_who_leads_no_more_closes_nothing(house) -> None:
     """The lease is lost between the look and the deed: the next leader decides anew."""
     await house.pulse("dead").beat()

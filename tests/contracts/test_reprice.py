@@ -383,3 +383,28 @@ async def test_a_price_that_comes_meanwhile_counts(
     book.load = loads_and_then_another_price_comes  # type: ignore[method-assign]
     await job.run(PERIOD)
     assert await costs(engine) == [30]
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_price_that_comes_while_a_correction_is_written_is_not_undone(
+    job: SqlReprice, book: SqlPrices, engine: AsyncEngine, witness: AsyncEngine, clock: Clock
+) -> None:
+    """Somebody imports and reprices between two statements of the slower run: what that says stays."""
+    await write(engine, [request()])
+    await book.import_prices({"m": PRICE}, LIST, by=BY)
+    rival_book = SqlPrices(witness, clock)
+    rival = SqlReprice(witness, clock, rival_book, exports=False, by=BY)
+    prices, looks = job._prices, []
+
+    async def rival_is_quicker(connection: Any) -> Any:
+        known = await prices(connection)
+        looks.append(known)
+        if len(looks) == 2:  # the first was without a transaction
+            await rival_book.import_prices({"m": Price(0, 0, 3 * 10**6, 3 * 10**6)}, LIST, by=BY)
+            await rival.run(PERIOD)
+        return known
+
+    job._prices = rival_is_quicker  # type: ignore[method-assign]
+    await bounded(job.run(PERIOD))
+    assert len(looks) == 3
+    assert await costs(engine) == [30]

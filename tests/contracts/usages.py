@@ -18,11 +18,11 @@ from api.adapters.tables_sql import usage_events
 from api.core.booking import Correction
 from api.core.ids import sortable_id
 from api.core.usage import NOTHING
-from api.core.usage_query import FILTERS, GROUPS, INTERVALS, QUARTER, Sums, UsageQuery
-from tests.contracts.helpers import START, Clock, booking, event
+from api.core.usage_query import DAY, FILTERS, GROUPS, INTERVALS, QUARTER, Sums, UsageQuery
+from tests.contracts.helpers import Clock, booking, event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -46,27 +46,24 @@ def usage_event(at: datetime, entropy: int = 0, **changes: object) -> UsageEvent
     return event(booking(**{"id": made, "started_at": at} | changes))
 
 
-def random_events(seed: int, count: int = 300, days: int = 3, start: datetime = DST) -> list[UsageEvent]:
-    """Events of several tenants, many of them at the very edges of quarters; some of them are corrections."""
+def random_events(
+    seed: int, count: int = 300, days: int = 3, tenants: Sequence[str] = _VALUES["tenant"]
+) -> list[UsageEvent]:
+    """Events of the days about DST, many of them at the very edges of quarters; some of them corrections."""
     chance = random.Random(seed)
     found: list[UsageEvent] = []
     for number in range(count):
-        offset = timedelta(microseconds=chance.randrange(days * 86_400_000_000))
-        at = start - timedelta(days=1) + offset
-        if number % 4 == 0:  # exactly on a quarter, or one microsecond before
-            at += (
-                -((at - START) % QUARTER)
-                + (START - START.replace(minute=0, second=0, microsecond=0)) % QUARTER
-            )
+        at = DST - DAY + timedelta(microseconds=chance.randrange(days * 86_400_000_000))
+        if number % 4 == 0:  # on a quarter, or one microsecond before
             at = at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0)
             at -= timedelta(microseconds=number // 4 % 2)
-        labels = {name: chance.choice(values) for name, values in _VALUES.items()}
+        labels = {name: chance.choice(values) or None for name, values in _VALUES.items()}
         one = usage_event(
-            at,
+            max(at, DST - DAY),
             number,
-            tenant_id=labels["tenant"],
-            key_id=labels["key"] or None,
-            end_user=labels["end_user"] or None,
+            tenant_id=chance.choice(tenants),
+            key_id=labels["key"],
+            end_user=labels["end_user"],
             model=labels["model"],
             upstream=labels["upstream"],
         )

@@ -161,7 +161,7 @@ def test_usage_in_every_chunk_is_not_for_a_client_that_did_not_ask(include_usage
 async def test_with_continuous_usage_an_early_stop_is_exact(
     tmp_path: Path, scripted: ScriptedProcess, continuous: bool
 ) -> None:
-    """vLLM's `continuous_usage_stats`: what had come when the client left is the provider's own word."""
+    """With vLLM's `continuous_usage_stats` what had come when the client left is the provider's word."""
     settings = settings_of(tmp_path, openai_base_url=f"{scripted.url}/v1", continuous_usage=continuous)
     async with serving(settings) as app:
         model = "scripted?tokens=1000&silence_at=40&silence_ms=60000&pace_ms=0"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from scripts.benchmarks import admission, auth, flood
+from scripts.benchmarks import admission, auth, flood, usage
 from scripts.load import Line, request_bytes
 from scripts.proofs import caps
 from tests.support.servers import ROOT
@@ -18,7 +18,7 @@ COMMANDS = {
     "bench": sorted(path.stem for path in (ROOT / "scripts/benchmarks").glob("*.py")),
     "prove": ["caps"],
 }
-MAINS = {"admission": admission, "auth": auth, "caps": caps, "flood": flood}
+MAINS = {"admission": admission, "auth": auth, "caps": caps, "flood": flood, "usage": usage}
 
 
 async def test_warm_authentication_asks_nobody() -> None:
@@ -39,6 +39,14 @@ async def test_admission_is_one_call_of_redis_for_each_question() -> None:
     assert {calls[name] for name in ("caps", "caps, rates", "caps, rates, 4 budgets")} == {2}
     assert calls["a refusal"] == 1
     assert {count for name, count in calls.items() if name.startswith("renew")} == {21}
+
+
+async def test_answers_about_usage_are_measured_with_all_that_they_add_up() -> None:
+    """Roll-ups of every event, some of which wait; each question has a row, and the events themselves."""
+    found = await usage.measure(events=3000, rounds=1, users=50, tenants=3, days=1)
+    assert found["made"]["rows of day"] > 0
+    assert set(found["rows"]) == {*usage.questions("UTC"), "the events summed up, the yardstick"}
+    assert all(row["median_ms"] > 0 for row in found["rows"].values())
 
 
 @pytest.mark.parametrize("name", MAINS)

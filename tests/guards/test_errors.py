@@ -14,9 +14,13 @@ from starlette.requests import ClientDisconnect
 import api
 import auth
 from api.accounts import ExternalIdTaken, NoSuchKey, NoSuchTenant
+from api.adapters.lease_sql import LostLease
+from api.adapters.rollups_sql import NotKept
+from api.adapters.spool_file import SpoolFull
 from api.core.booking import ENDINGS, Ended, Happening, IllegalStep
 from api.core.script import UnknownModel
 from api.core.sse import EventTooLarge
+from api.core.usage_query import BadQuery
 from api.errors import (
     CUTS,
     ROWS,
@@ -55,6 +59,10 @@ NEEDS_NO_ROW = {
     UnknownKey: "counted at the door, and told as NotAuthenticated",
     UnknownModel: "the scripted upstream turns it into UpstreamFailed with a 404",
     Stopped: "a round of the export ends with it, in the export",
+    LostLease: "the leader's work ends with it, and another worker leads",
+    SpoolFull: "settlements wait in memory, bookings are LedgerUnavailable",
+    BadQuery: "routes make it a BadRequest, commands a usage error",
+    NotKept: "a repair on the command line says what is not there any more",
 }
 NOT_IMPORTED = (
     "api.main",

@@ -265,6 +265,7 @@ class Hand:
             clock=SystemClock(),
             limiter=self.limiter,  # type: ignore[arg-type] - the parts that the flow uses
             ledger=self.ledger,  # type: ignore[arg-type]
+            usage=None,  # type: ignore[arg-type]
             upstream=self.upstream,
             accounts=None,  # type: ignore[arg-type]
             credentials=None,  # type: ignore[arg-type]

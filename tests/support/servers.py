@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -127,10 +126,9 @@ class PostgresServer:
 
     def kill(self) -> None:
         """Gone at once, as in a crash: nothing is said to those who are connected. `start` recovers it."""
-        pid = self._pid()
-        os.kill(pid, signal.SIGQUIT)
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        process = psutil.Process(self._pid())
+        process.send_signal(signal.SIGQUIT)
+        process.wait(10)
 
     def start(self) -> None:
         """Start it on the same data and socket; returns when it answers."""

@@ -14,6 +14,7 @@ import psutil
 
 from api.adapters.database_sql import open_engine
 from api.adapters.ledger_sql import SqlLedger
+from api.core.record import UsageEvent
 from tests.contracts.helpers import eventually
 from tests.support.wire import WireClient, data_lines
 
@@ -81,21 +82,23 @@ def error_of(answer: httpx2.Response) -> tuple[int, str]:
 
 async def ledger_events(gate: GateProcess, tenant: str) -> list[dict[str, Any]]:
     """The tenant's events as they stand in the database, with the worker that wrote each."""
+    return await settled(gate, tenant)
+
+
+async def settled(gate: GateProcess, tenant: str, count: int | None = None) -> list[dict[str, Any]]:
+    """The same, as soon as there are so many."""
     engine = open_engine(gate.environment["DATABASE_URL"])
+    ledger, found = SqlLedger(engine), list[UsageEvent]()
+
+    async def enough() -> bool:
+        found[:] = await ledger.events(tenant, after=None, limit=1000)
+        return count is None or len(found) == count
+
     try:
-        return [event.flat() for event in await SqlLedger(engine).events(tenant, after=None, limit=1000)]
+        await eventually(enough)
+        return [event.flat() for event in found]
     finally:
         await engine.dispose()
-
-
-async def settled(gate: GateProcess, tenant: str, count: int) -> list[dict[str, Any]]:
-    """The same, as soon as there are so many."""
-
-    async def enough() -> list[dict[str, Any]]:
-        events = await ledger_events(gate, tenant)
-        return events if len(events) == count else []
-
-    return await eventually(enough)
 
 
 # --- one of several workers -------------------------------------------------------------------------

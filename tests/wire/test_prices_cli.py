@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -233,6 +235,21 @@ def test_a_period_is_repriced(file: Path) -> None:
         stdin='{"gpt-4o-mini": {"input": 0, "output": 0}}',
     )
     assert f": 3, -0.0000{3 * cost:05d} dollars;" in fine("prices", "reprice", *MARCH)
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:9/events"])
+def test_corrections_are_exported_where_events_are(
+    file: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """By the same settings as those of the gateway."""
+    monkeypatch.setenv("EXPORT_URL", url)
+    monkeypatch.setenv("EXPORT_SECRET", "7c0ffee5ab1e7c0ffee5ab1e7c0ffee5" if url else "")
+    fine("prices", "import", str(file), "--valid-from", "2026-03-01")
+    requests(file.parent, 2)
+    fine("prices", "reprice", *MARCH)
+    with closing(sqlite3.connect(file.parent / "sluicegate.db")) as database:
+        [(waiting,)] = database.execute("SELECT count(*) FROM outbox").fetchall()
+    assert waiting == (2 if url else 0)
 
 
 def test_long_work_says_how_far_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,9 +133,15 @@ def test_anothers_id_answers_as_one_that_never_was(
     is_as_before(gate, theirs)
 
 
-def test_anothers_id_in_a_query_tells_nothing(gate: GateProcess, ours: Tenant, theirs: Tenant) -> None:
-    """A page behind another's event is a page of one's own, as behind an event that never was."""
-    path, never = "/v1/usage/events?after={after}", {"after": theirs.ids["after"][:-1] + "_"}
+QUERIES = ["/v1/usage/events?after={after}", "/v1/usage?key={key_id}&group_by=key", "/v1/usage?key={key_id}"]
+
+
+@pytest.mark.parametrize("path", QUERIES)
+def test_anothers_id_in_a_query_tells_nothing(
+    gate: GateProcess, ours: Tenant, theirs: Tenant, path: str
+) -> None:
+    """A page behind another's event is a page of one's own, and another's key is one that never was."""
+    never = NEVER | {"after": theirs.ids["after"][:-1] + "_"}
     found = [seen(gate.http("GET", path.format(**ids), ours.key), ids) for ids in (theirs.ids, never)]
     assert found[0] == found[1]
     assert found[0][0] == 200
