@@ -296,6 +296,8 @@ class SqlLedger(SqlReads):
                 if again and bookings:
                     bookings = await writes.unknown(connection, bookings)
                 await writes.book(connection, bookings)
+                if records.checkpoints and records.events:
+                    await writes.hold(connection, {*records.checkpoints, *_ids(records.events)})
                 await writes.checkpoint(connection, records.checkpoints.values())
                 await writes.settle(connection, records.events, exports=self._exports)
 
@@ -335,6 +337,10 @@ def _records(group: Sequence[_Op], checkpoints: dict[str, Checkpoint]) -> Record
     items = [op.item for op in group]
     bookings = [item for item in items if isinstance(item, Booking)]
     return Records(bookings, checkpoints, [item for item in items if isinstance(item, UsageEvent)])
+
+
+def _ids(events: Iterable[UsageEvent]) -> list[str]:
+    return [event.booking.id for event in events]
 
 
 async def _outcome(work: Awaitable[None]) -> Exception | None:

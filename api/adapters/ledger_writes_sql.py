@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from api.core.record import Booking, Checkpoint, UsageEvent
@@ -51,6 +51,20 @@ async def unknown(connection: AsyncConnection, bookings: Sequence[Booking]) -> l
     return [booking for booking in bookings if booking.id not in known]
 
 
+async def hold(connection: AsyncConnection, booking_ids: Iterable[str]) -> None:
+    """Lock open bookings before anything of them is written in several statements.
+
+    In the order of their ids: two writers of the same bookings wait for each other, not in a ring.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(_locked(booking_ids))
+
+
+def _locked(booking_ids: Iterable[str]) -> Select[Any]:
+    ours = in_flight.c.id.in_(list(booking_ids))
+    return select(in_flight.c.id).where(ours).order_by(in_flight.c.id).with_for_update()
+
+
 async def checkpoint(connection: AsyncConnection, checkpoints: Iterable[Checkpoint]) -> None:
     """Rewrite running counts; of bookings that are closed already nothing is written."""
     rows = [rows_sql.checkpoint_row(one) for one in sorted(checkpoints, key=lambda one: one.booking_id)]
@@ -63,12 +77,8 @@ async def settle(connection: AsyncConnection, events: Iterable[UsageEvent], *, e
     by_id = {event.booking.id: event for event in events}
     if not by_id:
         return 0
-    # In the order of their ids: two writers that settle the same bookings wait for each other, not in a ring.
-    locked = (
-        select(in_flight.c.id).where(in_flight.c.id.in_(by_id)).order_by(in_flight.c.id).with_for_update()
-    )
-    # Both conditions say the same; by the first one they are found.
-    taken = delete(in_flight).where(in_flight.c.id.in_(by_id), in_flight.c.id.in_(locked))
+    # Both conditions say the same: by the first rows are found, by the other locked in the order of ids.
+    taken = delete(in_flight).where(in_flight.c.id.in_(by_id), in_flight.c.id.in_(_locked(by_id)))
     owned = set((await connection.execute(taken.returning(in_flight.c.id))).scalars())
     mine = [event for booking_id, event in by_id.items() if booking_id in owned]
     others = [event for booking_id, event in by_id.items() if booking_id not in owned]

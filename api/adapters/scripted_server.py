@@ -2,8 +2,8 @@
 
 `GET /stats?label=L` tells of the streams whose script carried that label: opened, live now, most at one
 time, tokens sent, when clients left (the machine's monotonic seconds, the same for all processes), and of the
-last one what it was asked, what it reported, and when which token went out. With `&live=0` or `&opened=3` it
-answers as soon as that is so: nobody needs to poll. `GET /stats/all` tells the same of all labels.
+last one the tokens of its prompt and the usage that was reported. With `&live=0` or `&opened=3` it answers
+as soon as that is so: nobody needs to poll. `GET /stats/all` tells the same of all labels.
 """
 
 from __future__ import annotations
@@ -30,13 +30,9 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
 
-_MARK_SECONDS = 0.05
-_MOST_MARKS = 2000
-
-
 @dataclass
 class Stats:
-    """What happened under one label. `marks`: when which token went out, twenty times a second."""
+    """What happened under one label; input and report are the last stream's."""
 
     opened: int = 0
     live: int = 0
@@ -46,13 +42,9 @@ class Stats:
     input_tokens: int = 0
     reported: tuple[int, int] | None = None
     left_at: list[float] = field(default_factory=list)
-    marks: list[tuple[float, int]] = field(default_factory=list)
 
-    def sent(self, step: scripted.Step, at: float) -> None:
+    def sent(self, step: scripted.Step) -> None:
         """It is on its way."""
-        due = not self.marks or at - self.marks[-1][0] >= _MARK_SECONDS
-        if step.tokens and due and len(self.marks) < _MOST_MARKS:
-            self.marks.append((at, self.tokens_sent))
         self.tokens_sent += step.tokens
         self.reported = step.usage or self.reported
 
@@ -146,7 +138,7 @@ class ScriptedServer:
         held = scripted.Step(0, b"")
 
         async def put(step: scripted.Step, *, more: bool = True) -> None:
-            run.stats.sent(step, time.monotonic())
+            run.stats.sent(step)
             await send({"type": "http.response.body", "body": step.data, "more_body": more})
 
         for step in answer.steps:

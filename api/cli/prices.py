@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from api.adapters.clock_system import SystemClock
 from api.adapters.reprice_sql import SqlReprice
+from api.cli.periods import From, Until, moment, period
 from api.cli.shared import Json, run, show, table
 from api.core.money import dollars
 from api.core.price_file import PriceFile, parse_prices
@@ -25,6 +25,8 @@ from api.schema_prices import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from api.cli.shared import Office
     from api.core.repricing import Repriced
     from api.pricing import KeptMarkup, KeptPrice, PriceChange
@@ -34,11 +36,9 @@ app = typer.Typer(help="What models cost, and what tenants pay on top.", no_args
 _PAGE = 1000
 _SHOWN = 20
 _PROGRESS_SECONDS = 2.0
-_FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
 
 ValidFrom = Annotated[
-    datetime | None,
-    typer.Option(formats=_FORMATS, help="A day or a moment, UTC unless it says; now by default."),
+    str | None, typer.Option(metavar="WHEN", help="2026-04-01, or 2026-04-01T12:00; now by default.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 OfModel = Annotated[str | None, typer.Option(help="Only what this model, or name with a *, falls under.")]
@@ -83,20 +83,20 @@ def import_prices(
 @app.command("list", epilog="Example: sluicegate prices list --model gpt-4o-mini --at 2026-03-31T23:59:59")
 def list_prices(
     model: OfModel = None,
-    at: Annotated[datetime | None, typer.Option(formats=_FORMATS, help="Now by default.")] = None,
+    at: Annotated[str | None, typer.Option(metavar="WHEN", help="Now by default.")] = None,
     history: Annotated[bool, typer.Option("--history", help="All versions, newest first.")] = False,
     as_json: Json = False,
 ) -> None:
     """What holds, by model. Of a model all that it falls under; the last of them is what it costs."""
     if history and at is not None:
         raise typer.BadParameter("--history has all moments; leave out --at")
-    moment = _moment("--at", at)
+    then = _moment("--at", at)
 
     async def work(office: Office) -> list[KeptPrice]:
         if model is not None and not history:
-            return await office.prices.listed(model=model, at=moment)
+            return await office.prices.listed(model=model, at=then)
         found: list[KeptPrice] = []
-        while page := await _page(office, found, model, moment, history=history):
+        while page := await _page(office, found, model, then, history=history):
             found += page
         return found
 
@@ -163,10 +163,8 @@ def list_markups(
     "reprice", epilog="Example: sluicegate prices reprice --from 2026-03-01 --to 2026-04-01 --dry-run"
 )
 def reprice(
-    since: Annotated[
-        datetime, typer.Option("--from", formats=_FORMATS, help="Requests that came in from then on, UTC.")
-    ],
-    until: Annotated[datetime, typer.Option("--to", formats=_FORMATS, help="And before then.")],
+    since: From,
+    until: Until,
     tenant: Annotated[str | None, typer.Option(help="Of this tenant alone.")] = None,
     model: Annotated[str | None, typer.Option(help="Of this model, or name with a *.")] = None,
     dry_run: DryRun = False,
@@ -176,16 +174,14 @@ def reprice(
 
     Safe to run again, and while the gateway serves: what is right already is left alone.
     """
-    period = Period(_moment("--from", since), _moment("--to", until), tenant, model)
-    if not period.since < period.until:
-        raise typer.BadParameter("--from must be before --to")
+    asked = Period(*period(since, until), tenant, model)
 
     async def work(office: Office) -> Repriced:
         if tenant is not None:
             await office.accounts.tenant(tenant)
         exports = bool(office.settings.export_url)
         job = SqlReprice(office.engine, SystemClock(), office.prices, exports=exports, by=office.by)
-        return await job.run(period, dry_run=dry_run, progress=_Progress())
+        return await job.run(asked, dry_run=dry_run, progress=_Progress())
 
     done = run(work)
     text = f"{done.bookings} requests, {'to correct' if dry_run else 'corrected'}: {_said(done)}"
@@ -237,14 +233,8 @@ def _read(file: typer.FileText) -> PriceFile:
         raise typer.BadParameter(str(error), param_hint="FILE") from None
 
 
-def _moment(option: str, said: Any) -> Any:
-    """In UTC, which it is unless it says something else; None for None."""
-    if said is None or said.tzinfo is None:
-        return said and said.replace(tzinfo=UTC)
-    try:
-        return said.astimezone(UTC)
-    except OverflowError:
-        raise typer.BadParameter(f"{option} must be a moment that UTC has") from None
+def _moment(option: str, said: str | None) -> datetime | None:
+    return None if said is None else moment(said, option)
 
 
 def _basis_points(percent: str) -> int:

@@ -34,7 +34,7 @@ from scripts.proofs.chaos_faults import Faults, Spools
 from scripts.stage import allow_open_files, gate_on, servers, stop_on_sigterm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -257,7 +257,7 @@ def _verify(gate: GateProcess) -> dict[str, Any]:
         "--to",
         f"{today + timedelta(days=2):%Y-%m-%d}",
     )
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "api.cli", "verify", *period, "--json"],
         env=gate.environment,
         cwd=gate.directory,
@@ -286,10 +286,8 @@ def _tell(report: Report, hordes: Hordes, faults: Faults, spools: Spools, log: s
     report.said = [line for line in log.splitlines() if any(word in line for word in _LOG_WORDS)][-50:]
 
 
-def _spread(values: list[float], unit: str) -> str:
-    return (
-        f"median {statistics.median(values):.2f}{unit}, at most {max(values):.2f}{unit}" if values else "none"
-    )
+def _spread(values: Sequence[float], unit: str) -> str:
+    return f"median {statistics.median(values):.4g}, at most {max(values):.4g}{unit}" if values else "none"
 
 
 def lines_of(report: Report) -> list[str]:
@@ -310,13 +308,15 @@ def lines_of(report: Report) -> list[str]:
         f"exact events                     {found.exact_events}",
         f"  output tokens on the ledger    {found.exact_ledger}",
         f"  output tokens by the upstream  {found.exact_truth}",
-        f"stopped early, exact by reports  {found.early_events}; {found.early_behind} tokens were on the wire",
+        f"stopped early, exact by reports  {len(found.early)}",
+        f"  tokens behind that were sent   {_spread(list(found.early.values()), '')}",
         f"at-least events                  {found.at_least_events}",
         f"  output tokens on the ledger    {found.at_least_ledger}",
         f"  output tokens by the upstream  {found.at_least_truth}",
         f"streams killed with their worker {len(losses)}",
-        f"  tokens lost of each            {_spread([float(one.tokens) for one in losses], '')}",
-        f"  lost from before the kill      {_spread([one.seconds for one in losses], ' s')}",
+        f"  not known of each, sent        {_spread([one.sent for one in losses], ' tokens')}",
+        f"  not known of each, received    {_spread([one.got for one in losses], ' tokens')}",
+        f"  the first of them was received {_spread([one.seconds for one in losses], ' s')} before the kill",
         f"  closed after the kill          {_spread(found.closed_seconds, ' s')}",
         f"corrections of late workers      {found.corrections}",
         f"spools replayed                  {report.spool_replays}, {report.spool_most_bytes} bytes at most",

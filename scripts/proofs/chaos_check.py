@@ -20,7 +20,10 @@ _CONTINUOUS = 2
 
 
 class Heard(NamedTuple):
-    """What a client got. `finished`: all of an answer, up to its last word."""
+    """What a client got. `finished`: all of an answer, up to its last word.
+
+    `marks`: (when, tokens got by then) of the last seconds, in order.
+    """
 
     label: str
     kind: str
@@ -28,12 +31,17 @@ class Heard(NamedTuple):
     status: int
     tokens: int
     finished: bool
-    tokens_per_second: float
     usage: int  # how the script reports it
+    marks: list[tuple[float, int]]
+
+    def got_at(self, token: int) -> float:
+        """When a token, counted from 0, was there."""
+        position = bisect_right(self.marks, token, key=lambda mark: mark[1])
+        return self.marks[position][0] if position < len(self.marks) else float("inf")
 
 
 class Truth(NamedTuple):
-    """What the upstream did under a label. `marks`: (when, tokens sent before), in order."""
+    """What the upstream did under a label."""
 
     opened: int
     live: int
@@ -41,7 +49,6 @@ class Truth(NamedTuple):
     tokens_sent: int
     input_tokens: int
     reported: tuple[int, int] | None
-    marks: list[tuple[float, int]]
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Truth:
@@ -49,11 +56,6 @@ class Truth(NamedTuple):
         values = {name: stats[name] for name in cls._fields}
         reported = stats["reported"]
         return cls(**values | {"reported": None if reported is None else tuple(reported)})
-
-    def sent_at(self, token: int) -> float:
-        """When a token, counted from 0, went out; a bit before it."""
-        position = bisect_right(self.marks, token, key=lambda mark: mark[1])
-        return self.marks[position - 1][0] if position else float("inf")
 
 
 @dataclass
@@ -113,8 +115,9 @@ class Loss(NamedTuple):
     """What the ledger does not know of a stream whose worker was killed."""
 
     label: str
-    tokens: int
-    seconds: float  # from the first of these tokens to the kill
+    sent: int  # tokens of the upstream
+    got: int  # those that its client had
+    seconds: float  # from when the client had the first of them to the kill
 
 
 @dataclass
@@ -127,8 +130,8 @@ class Findings:
     at_least_events: int = 0
     at_least_ledger: int = 0
     at_least_truth: int = 0
-    early_events: int = 0  # stopped early, exact by the last of the reports in each chunk
-    early_behind: int = 0  # tokens that were on the wire when the gate hung up
+    early: dict[str, int] = field(default_factory=dict)
+    """Stopped early, and exact by the last of the reports in each chunk: tokens that were on their way then."""
     corrections: int = 0
     ended: dict[str, int] = field(default_factory=dict)
     closed_seconds: list[float] = field(default_factory=list)
@@ -140,7 +143,7 @@ ONE_EVENT = "every request that the upstream saw has one event, or delivered not
 NO_OTHERS = "nothing that the upstream never saw has output, and nobody who was refused has an event"
 EXACT = "each exact event is what the upstream says, to the token"
 AT_LEAST = "each other event is no more than was sent, and no less than was received"
-LOST = f"what SIGKILL lost went out in the last {INTERVAL_SECONDS:g} s before it"
+LOST = f"what SIGKILL lost was received in the last {INTERVAL_SECONDS:g} s before it"
 ONLY_KILLED = "nothing is lost but with a worker that was killed"
 FINISHED = "whoever got the last word of an answer has an event that is finished"
 CLOSED = "the upstream has no stream open"
@@ -215,8 +218,7 @@ class Audit:
         continuous = heard is not None and heard.usage == _CONTINUOUS
         if continuous and entry.source == "provider" and entry.ended != "finished":
             # The last report that was read; what was on the wire behind it nobody can know.
-            findings.early_events += 1
-            findings.early_behind += truth.tokens_sent - entry.output_tokens
+            findings.early[entry.label] = truth.tokens_sent - entry.output_tokens
             received = heard.tokens if heard is not None else 0
             if entry.input_tokens != truth.input_tokens:
                 self._say(EXACT, entry.label, "other input than was reported", entry, truth)
@@ -239,17 +241,13 @@ class Audit:
             return
         kill = kills[0]
         self.findings.closed_seconds.append(lost_at - kill.unix)
-        if heard is not None and heard.kind == "stalls":
-            # What it did not read waited on its way, and the gate had not received it either.
-            most = heard.tokens_per_second * self._most_seconds
-            if heard.tokens - entry.output_tokens > most:
-                self._say(LOST, entry.label, "its client had more", entry, heard)
-            return
-        tokens = truth.tokens_sent - entry.output_tokens
-        seconds = max(0.0, kill.at - truth.sent_at(entry.output_tokens)) if tokens else 0.0
-        self.findings.losses.append(Loss(entry.label, tokens, seconds))
+        sent, got, seconds = truth.tokens_sent - entry.output_tokens, 0, 0.0
+        if heard is not None:
+            got = max(0, heard.tokens - entry.output_tokens)
+            seconds = max(0.0, kill.at - heard.got_at(entry.output_tokens))
+        self.findings.losses.append(Loss(entry.label, sent, got, seconds))
         if seconds > self._most_seconds:
-            self._say(LOST, entry.label, f"{tokens} tokens, the first {seconds:.2f} s before", entry, heard)
+            self._say(LOST, entry.label, f"{got} tokens, the first {seconds:.2f} s before", entry, heard)
 
 
 def _may_be_booked(heard: Heard | None, entry: Entry) -> bool:

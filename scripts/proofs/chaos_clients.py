@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import socket
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ _NO_CHUNK = b'"delta":{"content":""'  # of an error, in OpenAI's dialect
 _FAILURES = ("error_at", "reset_at", "eof_at", "silence_at")
 _SMALL_BUFFER = 4096
 _PAD_BYTES = 16_384
+_MARK_SECONDS, _MARKS = 0.02, 200
 _AWAY_SECONDS = (0.1, 0.6)
 _WORDS = "why does water find its way down the hill and not before we open the gate".split()  # noqa: SIM905
 
@@ -40,11 +42,6 @@ class Asked(NamedTuple):
     usage_wanted: bool  # in the stream, where the dialect has that
     after_chunks: int = -1
     after_seconds: float = -1.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """The pace of the script."""
-        return float(self.script["per_chunk"]) * 1000 / float(self.script["pace_ms"])
 
 
 def draw(rng: random.Random, label: str) -> Asked:
@@ -124,6 +121,7 @@ class Listener(Line):
         self.asked = asked
         self.pauses_at = -1
         self.paused = asyncio.Event()
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
 
     def _read_stream(self, data: bytes) -> None:
         before, seen = self._tail, self._tail + data
@@ -131,6 +129,9 @@ class Listener(Line):
         super()._read_stream(data)  # which counts the plain dialect's tokens
         if self.asked.dialect == "openai":
             answer.tokens += _new(seen, before, chunk) - _new(seen, before, _NO_CHUNK)
+        now = self._loop.time()
+        if not self._marks or now - self._marks[-1][0] >= _MARK_SECONDS:
+            self._marks.append((now, answer.tokens))
         if 0 <= self.pauses_at <= answer.tokens and self.busy:
             self.pauses_at = -1
             self.transport.pause_reading()
@@ -151,16 +152,15 @@ class Listener(Line):
         """What it got. An answer's chunks are counted; all but a whole one's have as many tokens each."""
         asked, answer = self.asked, self.answer
         each = 1 if asked.dialect == "whole" else asked.script["per_chunk"]
-        tokens = answer.tokens * each
         return Heard(
             asked.label,
             asked.kind,
             asked.dialect,
             answer.status,
-            tokens,
+            answer.tokens * each,
             answer.finished,
-            asked.tokens_per_second,
             asked.script["usage"],
+            [(at, chunks * each) for at, chunks in self._marks] if answer.status == _OK else [],
         )
 
 
@@ -254,7 +254,7 @@ class Hordes:
                 self._open -= 1
                 line.leave()
                 self._note(line.heard)
-            if patient and line.answer.status != _OK:
+            if line.answer.status == _UNAVAILABLE or (patient and line.answer.status != _OK):
                 await asyncio.sleep(rng.uniform(*_AWAY_SECONDS))
 
     def _note(self, heard: Heard) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in a chaos run: workers die and stop, Redis and the provider fall silent, PostgreSQL crashes.
+"""What goes wrong in a chaos run: workers die and stop, servers fall silent, PostgreSQL crashes.
 
 All of it in one task each and at moments that a seed has chosen, so that troubles come together.
 """
@@ -30,7 +30,7 @@ _CALM_SECONDS = 4.0
 """So long after it was stopped a worker is not killed: its last checkpoint is as old as its stop was long."""
 _START_SECONDS = 3.0
 """A worker that began later than this has no streams yet."""
-_STOP_LEASES = 1.3
+_STOP_LEASES = 1.6
 """A stopped worker is taken for dead after 0.8 of a lease, and is gone for so many leases."""
 
 

@@ -1,4 +1,4 @@
-"""What a worker remembers and goes by while the store is away: only where that is allowed, and for a while."""
+"""What a worker remembers and goes by while the store is away: where that is allowed, and for a while."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ async def test_no_settlement_overtakes_its_booking(engine, witness, directory) -
 
 async def test_a_database_that_says_nothing_holds_up_no_settlement(proxied, directory, monkeypatch) -> None:
     """However often it is tried again: while a commit hangs, and a replay, what comes goes to the disk."""
-    monkeypatch.setattr(ledger_sql, "_COMMIT_SECONDS", 1.5)
+    monkeypatch.setattr(ledger_sql, "_COMMIT_SECONDS", 2.0)
     _, detour, proxy = proxied
     engine = open_engine(detour)
     async with working(engine, directory) as worker:
@@ -279,6 +279,12 @@ async def test_a_database_that_says_nothing_holds_up_no_settlement(proxied, dire
             return worker.ledger.away
 
         await eventually(given_up)
+        tried = proxy.accepted
+
+        async def tries_again() -> bool:
+            return proxy.accepted > tried
+
+        await eventually(tries_again)
         for one in ones[1:]:
             since = time.monotonic()
             await in_a_moment(worker.ledger.settle(one))

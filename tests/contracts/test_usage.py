@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +15,8 @@ from api.adapters.ledger_sql import SqlLedger
 from api.adapters.usage_sql import SqlUsage
 from api.core.record import Spending
 from api.core.usage_query import QUARTER, UsageQuery
-from tests.contracts.helpers import bounded
+from api.tasks import Tasks
+from tests.contracts.helpers import bounded, turns
 from tests.contracts.usages import (
     DST,
     added,
@@ -123,6 +125,30 @@ async def test_a_tenants_answers_are_its_own(engine) -> None:
         foreign = UsageQuery("tn_b", group_by=("key",), filters={"key": "k2"})
         assert (await usage.page(foreign, limit=9)).rows == ()
         assert [one.id for one in await usage.events("tn_b", limit=9)] == [mine.id]
+
+
+async def test_a_tenant_that_asks_for_much_holds_up_no_other(engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P10: however many questions it has at one time, there is a connection for another's."""
+    await append_all(engine, random_events(6, 20))
+    usage, rows, go_on = SqlUsage(engine), usage_sql._rows, asyncio.Event()
+
+    async def slow(connection: Any, query: UsageQuery, *rest: Any) -> Any:
+        if query.tenant_id == "tn_a":
+            await go_on.wait()
+        return await rows(connection, query, *rest)
+
+    monkeypatch.setattr(usage_sql, "_rows", slow)
+    asking = Tasks()
+    loud = [
+        asking.start(usage.page(UsageQuery("tn_a", group_by=("model",)), limit=9), name="loud")
+        for _ in range(40)
+    ]
+    await turns()
+    quiet = await bounded(usage.page(UsageQuery("tn_b", group_by=("model",)), limit=9))
+    assert quiet.totals is not None
+    assert not any(one.done() for one in loud)
+    go_on.set()
+    assert len({(await bounded(one)).totals for one in loud}) == 1
 
 
 async def test_what_is_spent_is_the_sum_of_events(engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.wire import people
-from tests.wire.commands import told
+from tests.wire.commands import sluicegate, told
 from tests.wire.people import call, new_key, new_tenant
 
 if TYPE_CHECKING:
@@ -136,14 +137,16 @@ async def test_a_markup_is_paid_by_its_tenant_alone(
 async def test_a_period_is_repriced_beside_a_gate_that_serves(
     gate: GateProcess, beside: Callable[..., Awaitable[Any]]
 ) -> None:
-    """A mistake in the list is mended: the price again for the past, then the corrections; twice is once."""
+    """A mistake is mended: the price again for the past, then corrections; twice is once, and all adds up."""
     imported(gate, {model(14): price("100")}, valid_from=LONG_AGO)
     tenant, key = gate.tenant()
     assert people.chat(gate, key, model(14)).status_code == 200
     [(_, cost)] = await charged(gate, tenant, 1)
     right, since = json.dumps({model(14): price("1")}), ("--valid-from", "2020-01-01")
     [change] = (await beside("prices", "import", "-", *since, stdin=right))["changes"]
-    period = ("--from", "2020-01-01", "--to", "2100-01-01", "--tenant", tenant, "--model", "scripted*")
+    days = (f"{datetime.now(UTC) + timedelta(days=n):%Y-%m-%d}" for n in (-1, 2))
+    ledger = tuple(itertools.chain(*zip(("--from", "--to"), days, strict=True), ("--tenant", tenant)))
+    period = (*ledger, "--model", "scripted*")
     difference = (PROMPT_TOKENS + 14) * 1000 - cost
     said = {"bookings": 1, "corrected": 1, "unpriced": 0, "nano_dollars": difference}
     assert await beside("prices", "reprice", *period, "--dry-run") == said | {"dry_run": True}
@@ -152,6 +155,8 @@ async def test_a_period_is_repriced_beside_a_gate_that_serves(
     none = said | {"corrected": 0, "nano_dollars": 0, "dry_run": False}
     assert await beside("prices", "reprice", *period) == none
     first, correction = await people.ledger_events(gate, tenant)
+    checked = await asyncio.to_thread(sluicegate, "verify", *ledger)
+    assert checked.status == 0, checked
     assert (correction["corrects"], correction["cause"]) == (first["id"], "repriced")
     assert (correction["price_version"], correction["cost_nano_dollars"]) == (
         f"{change['version']}",
