@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from api import demo
 from api.adapters.accounts_sql import SqlAccounts
@@ -41,6 +44,7 @@ from api.flow.keep import Job, lead, repeat
 from api.flow.tend import tend
 from api.flow.turns import Places
 from api.flow.watch import Watch, note_used, note_used_for_ever
+from api.ports import AccountsUnavailable, LedgerUnavailable
 from api.settings import worker_name
 from auth.authenticator import Authenticator
 from auth.door import Door
@@ -60,7 +64,12 @@ if TYPE_CHECKING:
     from api.settings import Settings
 
 
+T = TypeVar("T")
+
 log = logging.getLogger("sluicegate.runtime")
+
+_AGAIN_SECONDS, _ATTEMPTS = 0.25, 3
+"""How often it is looked whether the database is there, and how often that may have been an error."""
 
 _CLOSE_SECONDS = 10.0
 """How long a shutdown waits for a database that is away."""
@@ -125,10 +134,12 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             doorbell=RedisDoorbell(redis, timeout_seconds=settings.redis_timeout_seconds),
             tokenizer=tokenizer,
             price_book=price_book,
-            prices=await price_book.load(),
+            prices=await _with_database(ledger, price_book.load),
             policy=policy_of(settings, worker),
             places=Places(settings.max_worker_streams),
         )
+        pulse = Pulse(keeping, clock, worker)
+        await _with_database(ledger, pulse.beat)
         for encoding in ("o200k_base", "cl100k_base"):
             gate.chores.start(tokenizer.count([""], encoding), name=f"load {encoding}")
         writing = gate.chores.start(ledger.run(), name="ledger")
@@ -139,7 +150,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             gate.chores.start(gate.doorbell.listen(gate.changed.set), name="doorbell")
         if issuers.has_key_sets:
             gate.chores.start(_refresh(issuers), name="issuers")
-        leave = await _keep(gate, settings, ledger, keeping, stack)
+        leave = _keep(gate, settings, ledger, stack, pulse=pulse, engine=keeping)
         try:
             outbox = SqlOutbox(changing, clock)
             yield {"gate": gate, "authenticator": gate.authenticator, "signer": signer, "outbox": outbox}
@@ -152,13 +163,54 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             await leave()
 
 
-async def _keep(
-    gate: Gate, settings: Settings, ledger: SqlLedger, engine: AsyncEngine, stack: AsyncExitStack
+async def _with_database(ledger: SqlLedger, work: Callable[[], Awaitable[T]]) -> T:
+    """What the work says, as soon as the database is there. Raises what the work raises though it is.
+
+    A worker that is started while the database is away waits: were it to fail, all others would be stopped.
+    """
+    for attempt in range(_ATTEMPTS):
+        await _there(ledger)
+        try:
+            return await work()
+        except (AccountsUnavailable, SQLAlchemyError, OSError):
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
+async def _there(ledger: SqlLedger) -> None:
+    told = False
+    while True:
+        try:
+            await ledger.ping()
+        except LedgerUnavailable as error:
+            if _asked_to_stop():
+                raise
+            if not told:
+                log.warning("this worker waits for the database: %s", error)
+            told = True
+            await asyncio.sleep(_AGAIN_SECONDS)
+        else:
+            return
+
+
+def _asked_to_stop() -> bool:
+    """Whether the server has had its signal, which it looks at only once the app has started."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return bool(getattr(server, "should_exit", False))
+
+
+def _keep(
+    gate: Gate,
+    settings: Settings,
+    ledger: SqlLedger,
+    stack: AsyncExitStack,
+    *,
+    pulse: Pulse,
+    engine: AsyncEngine,
 ) -> Callable[[], Awaitable[None]]:
     """Start what goes on beside the streams; returns how this worker takes its leave."""
     worker, seconds = gate.policy.worker, min(2 * settings.tick_seconds, settings.lease_seconds / 8)
-    pulse = Pulse(engine, gate.clock, worker)
-    await pulse.beat()
     lease = Lease(engine, gate.clock, worker, seconds=settings.lease_seconds * 0.4)
     reaper = Reaper(
         engine,

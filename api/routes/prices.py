@@ -44,7 +44,7 @@ async def list_prices(
     model: Model = None,
     at: Annotated[Moment | None, Query(description="Now, unless it is said.")] = None,
     after: Annotated[ModelName | None, Query(min_length=1)] = None,
-    limit: Limit = 1000,
+    limit: Limit = 100,
 ) -> PricePage:
     """What holds at a moment, by model. Of a `model` all that it falls under; the last of them holds."""
     found = await gate.price_book.listed(model=model, at=at, after=after or "", limit=limit)
@@ -54,7 +54,7 @@ async def list_prices(
 
 @router.get("/prices/history")
 async def price_history(
-    _admin: Admin, gate: GateDep, model: Model = None, before: Before = None, limit: Limit = 1000
+    _admin: Admin, gate: GateDep, model: Model = None, before: Before = None, limit: Limit = 100
 ) -> PriceHistory:
     """All versions that there ever were, newest first."""
     found = await gate.price_book.history(model=model, before=before, limit=limit)
@@ -80,7 +80,7 @@ async def list_markups(
     gate: GateDep,
     tenant: Annotated[str | None, Query(max_length=40, pattern=PRINTABLE)] = None,
     before: Before = None,
-    limit: Limit = 1000,
+    limit: Limit = 100,
 ) -> MarkupPage:
     """What tenants pay on top: all versions that there ever were, newest first."""
     found = await gate.price_book.markups(tenant, before=before, limit=limit)

@@ -131,7 +131,7 @@ class Findings:
     at_least_ledger: int = 0
     at_least_truth: int = 0
     early: dict[str, int] = field(default_factory=dict)
-    """Stopped early, and exact by the last of the reports in each chunk: tokens that were on their way then."""
+    """Stopped early, exact by the last of the reports in each chunk that came: tokens sent behind that."""
     corrections: int = 0
     ended: dict[str, int] = field(default_factory=dict)
     closed_seconds: list[float] = field(default_factory=list)
@@ -141,7 +141,7 @@ class Findings:
 
 ONE_EVENT = "every request that the upstream saw has one event, or delivered nothing and was not booked"
 NO_OTHERS = "nothing that the upstream never saw has output, and nobody who was refused has an event"
-EXACT = "each exact event is what the upstream says, to the token"
+EXACT = "each exact event is what the upstream says, to the token; stopped early, what it had said so far"
 AT_LEAST = "each other event is no more than was sent, and no less than was received"
 LOST = f"what SIGKILL lost was received in the last {INTERVAL_SECONDS:g} s before it"
 ONLY_KILLED = "nothing is lost but with a worker that was killed"

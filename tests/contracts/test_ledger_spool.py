@@ -178,7 +178,7 @@ async def test_bookings_go_to_the_spool_where_they_may(outage, away, directory) 
 
 @pytest.mark.parametrize("spools_bookings", [False, True])
 async def test_what_the_spool_does_not_take_waits_in_memory(
-    outage, away, directory, caplog, spools_bookings
+    outage, away, directory, caplog, monkeypatch, spools_bookings
 ) -> None:
     """It says so once, refuses bookings, takes no running counts any more; and loses no settlement."""
     caplog.set_level(logging.ERROR)
@@ -200,7 +200,19 @@ async def test_what_the_spool_does_not_take_waits_in_memory(
         await eventually(full)
         for _ in range(3):
             assert isinstance((await outcomes([worker.ledger.book(booking())]))[0], LedgerUnavailable)
+        counted, put = [], worker.spool.put_checkpoints
+
+        async def put_and_tell(counts: list[Checkpoint]) -> bool:
+            counted.append(await put(counts))
+            return bool(counted[-1])
+
+        async def told() -> bool:
+            return bool(counted)
+
+        monkeypatch.setattr(worker.spool, "put_checkpoints", put_and_tell)
         worker.ledger.checkpoint([Checkpoint(ones[11].booking.id, 1, 2, START)])
+        await eventually(told)
+        assert not any(counted)
         with pytest.raises(LedgerUnavailable):
             await bounded(worker.ledger.ping())
         assert not waiting[-1].done()

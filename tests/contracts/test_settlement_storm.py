@@ -21,7 +21,7 @@ from api.core.booking import Happening
 from api.core.money import Prices
 from api.core.record import Checkpoint
 from api.tasks import Tasks
-from tests.contracts.helpers import START, outcomes, writing
+from tests.contracts.helpers import BOUND_SECONDS, START, outcomes, turns, writing
 from tests.contracts.ledgers import StillClock, came, event
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from api.adapters.ledger_sql import SqlLedger
     from api.core.record import Booking
 
-WRITERS, EACH, ROUNDS = 64, 8, 3
+WRITERS, EACH, ROUNDS = 64, 6, 2
 DEAD = "host:dead"
 
 
@@ -51,12 +51,16 @@ async def database(kind: str, new_database: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
-async def ledgers(database: str) -> AsyncIterator[list[SqlLedger]]:
-    """So many workers' ledgers, each with a connection of its own that is open before it starts."""
+async def ledgers(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[SqlLedger]]:
+    """So many workers' ledgers, each with a connection of its own that is open before it starts.
+
+    They have as much time as this machine needs for them all.
+    """
+    monkeypatch.setattr("api.adapters.ledger_sql._COMMIT_SECONDS", BOUND_SECONDS * 3)
     async with AsyncExitStack() as stack:
         opened = []
         for _ in range(WRITERS):
-            engine = open_engine(database, connections=2)
+            engine = open_engine(database, connections=2, seconds=BOUND_SECONDS * 3)
             stack.push_async_callback(engine.dispose)
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -77,11 +81,15 @@ async def storm(ledgers: list[SqlLedger], chance: random.Random) -> list[Booking
     booked = [ledger.book(one) for ledger, mine in zip(ledgers, bookings, strict=True) for one in mine]
     assert set(await outcomes(booked)) == {None}
     settled = []
-    for number, ledger in enumerate(ledgers):
-        shared = [*bookings[number], *bookings[number - 1], *chance.sample(bookings, 1)[0]]
-        chance.shuffle(shared)
-        ledger.checkpoint([Checkpoint(one.id, 5, 7, START) for one in shared])
-        settled += [ledger.settle(event(one)) for one in shared[len(shared) // 4 :] + bookings[number]]
+    for counted in (5, 6):
+        for number, ledger in enumerate(ledgers):
+            shared = [*bookings[number], *bookings[number - 1], *chance.choice(bookings)]
+            chance.shuffle(shared)
+            ledger.checkpoint([Checkpoint(one.id, counted, 7, START) for one in shared])
+            if counted == 6:
+                rest = shared[len(shared) // 4 :] + bookings[number]
+                settled += [ledger.settle(event(one)) for one in rest]
+        await turns()  # the first checkpoints are on their way by themselves, and the rest comes together
     assert set(await outcomes(settled)) == {None}
     return [one for mine in bookings for one in mine]
 

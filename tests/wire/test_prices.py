@@ -80,7 +80,9 @@ async def ask_until_both_know(
             return
 
 
-async def test_all_workers_go_by_an_import_within_a_second(gate: GateProcess, tmp_path: Path) -> None:
+async def test_all_workers_go_by_an_import_within_a_second(
+    gate: GateProcess, beside: Callable[..., Awaitable[Any]], tmp_path: Path
+) -> None:
     """By the command, beside a gate that serves; its version and its amounts are what events say."""
     tenant, key = gate.tenant()
     assert people.chat(gate, key, model(11)).status_code == 200
@@ -88,7 +90,7 @@ async def test_all_workers_go_by_an_import_within_a_second(gate: GateProcess, tm
     assert before == PROMPT_TOKENS * 1000 + 11 * 2000  # as the migration left it
     file = tmp_path / "prices.json"
     file.write_text(json.dumps({model(11): price("3")}))
-    [change] = gate.cli("prices", "import", str(file))["changes"]
+    [change] = (await beside("prices", "import", str(file)))["changes"]
     [*_, kept] = call(gate, "GET", "/admin/prices", gate.admin, params={"model": model(11)})["data"]
     assert kept["version"] == change["version"]
     since, version = datetime.fromisoformat(kept["created_at"]), f"{change['version']}"
