@@ -29,7 +29,8 @@ PAGE_ROWS = 250
 
 def wants_csv(request: Request, asked: str | None) -> bool:
     """By `format=`, else by what the client accepts."""
-    return asked == "csv" or (asked is None and MEDIA_TYPE in request.headers.get("accept", ""))
+    accepted = request.headers.get("accept", "")
+    return asked == "csv" or (asked is None and MEDIA_TYPE in accepted and "json" not in accepted)
 
 
 class CsvAnswer(StreamingResponse):

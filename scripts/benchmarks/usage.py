@@ -23,8 +23,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from api.adapters.clock_system import SystemClock
 from api.adapters.database_sql import database_url, migrate, open_engine
 from api.adapters.lease_sql import Lease
+from api.adapters.ledger_reads_sql import SqlReads
 from api.adapters.rollups_sql import Rollups
 from api.adapters.usage_sql import SqlUsage
+from api.core.record import Spending
 from api.core.usage_query import UsageQuery, read_query
 from scripts.stage import stop_on_sigterm
 from tests.support.servers import PostgresServer, running
@@ -137,6 +139,16 @@ def questions(zone: str) -> dict[str, UsageQuery]:
     }
 
 
+def _budgets() -> dict[str, Spending]:
+    """What admission asks, where Redis does not know it."""
+    since = questions("UTC")["by model"].since
+    owners = {"tenant": _BIG, "key": "k0x3", "user": "user 7"}
+    return {
+        f"budget of a {of}, of the month": Spending(of, owner, money=True, since=since)
+        for of, owner in owners.items()
+    }
+
+
 async def _measured(work: Callable[[], Awaitable[object]], rounds: int) -> dict[str, float]:
     times = []
     for turn in range(rounds + 1):
@@ -168,6 +180,12 @@ async def measure(
                     await usage.page(query, limit=1000)
 
                 rows[name] = await _measured(page, rounds)
+            for name, spending in _budgets().items():
+
+                async def spent(spending: Spending = spending) -> None:
+                    await SqlReads(engine).spent(_BIG, spending)
+
+                rows[name] = await _measured(spent, rounds)
             start, end = questions("UTC")["by model"].whole
 
             async def naive() -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from api.adapters.ledger_sql import SqlLedger
     from api.core.record import Booking
 
-WRITERS, EACH, ROUNDS = 64, 6, 2
+WRITERS, EACH = 64, 6
 DEAD = "host:dead"
 
 
@@ -69,8 +69,11 @@ async def ledgers(database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         yield opened
 
 
-async def storm(ledgers: list[SqlLedger], chance: random.Random) -> list[Booking]:
-    """All book, all write checkpoints and settle what others booked too, in any order, all at once."""
+async def storm(ledgers: list[SqlLedger], chance: random.Random, *, counts: tuple[int, ...]) -> list[Booking]:
+    """All book, all write checkpoints and settle what others booked too, in any order, all at once.
+
+    The last checkpoints come together with the settlements, those before them by themselves.
+    """
     bookings = [
         [
             came(START, worker=DEAD if n % 4 == 0 else f"host:{number}", tenant_id=f"tn_{n % 3}")
@@ -80,16 +83,16 @@ async def storm(ledgers: list[SqlLedger], chance: random.Random) -> list[Booking
     ]
     booked = [ledger.book(one) for ledger, mine in zip(ledgers, bookings, strict=True) for one in mine]
     assert set(await outcomes(booked)) == {None}
+    shared = [[*mine, *bookings[n - 1], *chance.choice(bookings)] for n, mine in enumerate(bookings)]
+    for counted in counts:
+        await turns()  # those before are on their way
+        for ledger, some in zip(ledgers, shared, strict=True):
+            chance.shuffle(some)
+            ledger.checkpoint([Checkpoint(one.id, counted, 7, START) for one in some])
     settled = []
-    for counted in (5, 6):
-        for number, ledger in enumerate(ledgers):
-            shared = [*bookings[number], *bookings[number - 1], *chance.choice(bookings)]
-            chance.shuffle(shared)
-            ledger.checkpoint([Checkpoint(one.id, counted, 7, START) for one in shared])
-            if counted == 6:
-                rest = shared[len(shared) // 4 :] + bookings[number]
-                settled += [ledger.settle(event(one)) for one in rest]
-        await turns()  # the first checkpoints are on their way by themselves, and the rest comes together
+    for ledger, some, mine in zip(ledgers, shared, bookings, strict=True):
+        chance.shuffle(some)
+        settled += [ledger.settle(event(one)) for one in some[len(some) // 4 :] + mine]
     assert set(await outcomes(settled)) == {None}
     return [one for mine in bookings for one in mine]
 
@@ -113,19 +116,19 @@ async def test_no_deadlock_and_no_lost_row(database, engine, ledgers, caplog) ->
         tasks.start(for_ever(lambda: reaper.close(DEAD, registered=True)), name="reaper"),
         tasks.start(for_ever(rollups.round), name="rollups"),
     ]
-    bookings = [one for _ in range(ROUNDS) for one in await storm(ledgers, chance)]
+    bookings = [one for counts in ((), (5, 6)) for one in await storm(ledgers, chance, counts=counts)]
     assert [task.done() for task in beside] == [False, False]
     await tasks.cancel()
     while await rollups.round():
         pass
     assert "did not take" not in caplog.text
-    assert await counts(engine, bookings) == Counter(one.id for one in bookings)
+    assert await events_of(engine, bookings) == Counter(one.id for one in bookings)
     async with engine.connect() as connection:
         deadlocks = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
         assert (await connection.execute(deadlocks)).scalar_one() == 0
 
 
-async def counts(engine: AsyncEngine, bookings: list[Booking]) -> Counter[str]:
+async def events_of(engine: AsyncEngine, bookings: list[Booking]) -> Counter[str]:
     """How many events each booking has; what else the ledger holds agrees with them."""
     async with engine.connect() as connection:
         events = (await connection.execute(select(usage_events))).all()

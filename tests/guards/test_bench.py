@@ -45,7 +45,7 @@ async def test_answers_about_usage_are_measured_with_all_that_they_add_up() -> N
     """Roll-ups of every event, some of which wait; each question has a row, and the events themselves."""
     found = await usage.measure(events=3000, rounds=1, users=50, tenants=3, days=1)
     assert found["made"]["rows of day"] > 0
-    assert set(found["rows"]) == {*usage.questions("UTC"), "the events summed up, the yardstick"}
+    assert set(found["rows"]) > {*usage.questions("UTC"), "the events summed up, the yardstick"}
     assert all(row["median_ms"] > 0 for row in found["rows"].values())
 
 

@@ -1,16 +1,22 @@
-"""New streams while the database is away, where DATABASE_AWAY=spool lets them in."""
+"""While the database is away: new streams where DATABASE_AWAY=spool lets them in, and workers that start."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
 
+from api import runtime
+from api.adapters.database_sql import migrate
 from api.core.usage import Certainty
-from tests.contracts.helpers import eventually
-from tests.support.gates import serving, settings_of
+from api.tasks import Tasks
+from tests.contracts.helpers import bounded, eventually
+from tests.support.gates import environment_of, serving, settings_of
 from tests.support.servers import PostgresServer, running
 from tests.support.wire import WireClient, data_lines
 
@@ -63,3 +69,50 @@ async def test_whoever_was_known_is_served_and_billed(tmp_path: Path, postgres: 
             (10, Certainty.EXACT)
         ] * 4
         assert await app.gate.ledger.in_flight() == []
+
+
+async def test_a_worker_that_starts_waits_for_the_database(
+    tmp_path: Path, postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It replaces one that died in the outage: were it to fail, the supervisor would stop all the others."""
+    settings = settings_of(tmp_path, database_url=postgres.new_database())
+    await asyncio.to_thread(migrate, settings.ledger_url)
+    await asyncio.to_thread(postgres.kill)
+    goes, tasks = asyncio.Event(), Tasks()
+
+    async def serve() -> int:
+        async with runtime.open_ports(settings) as state:
+            await goes.wait()
+            return len(await state["gate"].ledger.in_flight())
+
+    with caplog.at_level(logging.WARNING, "sluicegate.runtime"):
+        serving_it = tasks.start(serve(), name="serve")
+
+        async def waits() -> bool:
+            assert not serving_it.done(), serving_it
+            return "this worker waits for the database" in caplog.text
+
+        await eventually(waits)
+    await asyncio.to_thread(postgres.start)
+    goes.set()
+    assert await bounded(serving_it) == 0
+
+
+def test_a_worker_that_waits_for_the_database_can_be_stopped(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """P12: SIGTERM ends it in a moment, though it has not begun."""
+    postgres.new_database()
+    postgres.kill()
+    environment = environment_of(tmp_path, {"DATABASE_URL": str(postgres.server.get_uri())})
+    command = [sys.executable, "-m", "uvicorn", "api.main:app", "--port", "0"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "this worker waits for the database" in line:
+                    break
+            process.terminate()
+            assert process.wait(10) != 0
+        finally:
+            process.kill()

@@ -132,6 +132,8 @@ async def test_csv_is_all_rows_of_the_same_question(tmp_path, monkeypatch: pytes
         assert [row | {"end_user": row["end_user"].removeprefix("'")} for row in found] == rows
         other = await reader.get("/v1/usage", **question, headers={"accept": "text/csv"})
         assert other.text == answer.text
+        either = await reader.get("/v1/usage", headers={"accept": "application/json, text/csv;q=0.5"})
+        assert either.headers["content-type"] == "application/json"
         page = await reader.json("/v1/usage", **question, limit=4)
         rest = await reader.get("/v1/usage", **question, format="csv", after=page["next"])
         assert table(rest.text) == found[4:]
