@@ -101,13 +101,18 @@ class Faults:
 
     async def kill(self) -> None:
         """SIGKILL to a worker that runs, and has run for a while."""
-        while not (found := self._running()):  # noqa: ASYNC110 - other processes
-            await asyncio.sleep(_POLL_SECONDS)
-        victim = self._random.choice(found)
+        victim = await self._victim()
         name = beginning_of(victim)
         victim.kill()
         self.kills.append(Kill(name, time.monotonic(), time.time()))
         await asyncio.to_thread(_dead, victim)
+
+    async def _victim(self) -> psutil.Process:
+        while not (found := self._running()):
+            if self._gate.process.poll() is not None:
+                raise RuntimeError(f"The gate has stopped by itself:\n{self._gate.log[-5000:]}")
+            await asyncio.sleep(_POLL_SECONDS)
+        return self._random.choice(found)
 
     def _running(self) -> list[psutil.Process]:
         now, found = time.monotonic(), []
@@ -143,9 +148,7 @@ class Faults:
 
     async def _stop(self, seconds: float) -> None:
         """A worker is gone for so long that it is taken for dead, and comes back."""
-        while not (found := self._running()):  # noqa: ASYNC110 - other processes
-            await asyncio.sleep(_POLL_SECONDS)
-        victim = self._random.choice(found)
+        victim = await self._victim()
         self._calm_at[victim.pid] = float("inf")
         try:
             victim.send_signal(signal.SIGSTOP)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from api.core.record import Booking, Checkpoint
 
-DEAD_SECONDS, ORPHAN_SECONDS, LOOK_SECONDS = 12.0, 660.0, 2.0
+DEAD_SECONDS, ORPHAN_SECONDS, LOOK_SECONDS = 12.0, 660.0, 4.0
 DAY = timedelta(days=1)
 PRICES = Prices(
     [

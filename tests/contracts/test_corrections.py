@@ -98,7 +98,7 @@ async def test_settling_late_again_appends_nothing(house) -> None:
     for again in (truth(one), truth(one, outputs=31)):
         await house.settle(again, again)
         assert await ledger_of(house.engine) == before
-    await house.look(10 * DEAD_SECONDS)
+    await house.look(3 * DEAD_SECONDS)
     assert await ledger_of(house.engine) == before
 
 

@@ -309,6 +309,7 @@ async def test_a_database_that_says_nothing_holds_up_no_settlement(proxied, dire
     await engine.dispose()
 
 
+@pytest.mark.parametrize("outage", ["sqlite locked", "postgresql refusing"], indirect=True)
 async def test_a_row_that_nothing_takes_breaks_no_writer(outage, away, directory) -> None:
     """The spool takes what the database will refuse; whatever comes behind it is settled all the same."""
     good, bad = event(booking()), refused_ones()

@@ -111,7 +111,7 @@ class GateProcess:
 
     def __init__(self, directory: Path, **environment: str) -> None:
         self.directory = directory
-        self.environment = _environment(directory, environment)
+        self.environment = environment_of(directory, environment)
         with (directory / "gate.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "api.cli", "serve", "--json"],
@@ -183,7 +183,7 @@ def run_cli(environment: dict[str, str], directory: Path, *arguments: str) -> An
     return json.loads(done.stdout)
 
 
-def _environment(directory: Path, changes: dict[str, str]) -> dict[str, str]:
+def environment_of(directory: Path, changes: dict[str, str]) -> dict[str, str]:
     """Only what a process needs to run, plus the settings."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return kept | {"PYTHONPATH": str(ROOT), "PORT": "0", "DATA_DIR": str(directory / "data")} | changes
