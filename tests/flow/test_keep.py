@@ -69,7 +69,7 @@ async def test_a_job_without_an_end_lets_the_others_have_their_turn() -> None:
 
 
 async def test_what_fails_is_repeated_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Until it works again; the next failure is news once more. Its text, which may hold data, is not said."""
+    """Until it works again; the next failure is news once more. Its text is not said: it may hold data."""
     caplog.set_level(logging.INFO)
     outcomes = [OSError("secret"), OSError("secret"), None, OSError("secret"), None]
     tasks = Tasks()
