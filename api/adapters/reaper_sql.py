@@ -93,11 +93,15 @@ class Reaper:
     async def look(self) -> None:
         """Take note of all workers' beats."""
         now = self._clock.monotonic()
-        if now - self._looked_at > self._dead_seconds / 2:
-            self._seen.clear()  # nobody has looked for a while: what stood still meanwhile says nothing
         async with self._engine.connect() as connection:
             rows = await connection.execute(select(workers.c.id, workers.c.beat))
             beats = {row.id: row.beat for row in rows}
+        gap, half = now - self._looked_at, self._dead_seconds / 2
+        if gap > half:
+            # What stood still while nobody looked says nothing, and everybody has time to beat again.
+            self._seen = {
+                worker: (beat, max(since + gap, now - half)) for worker, (beat, since) in self._seen.items()
+            }
         self._looked_at = self._clock.monotonic()
         self._seen = {
             worker: self._seen[worker] if self._seen.get(worker, (None,))[0] == beat else (beat, now)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from api.core.booking import Happening
+from api.core.booking import ENDINGS, Ended, Happening
 from api.core.sse import EventTooLarge
 from api.edge import send_failure
 from api.errors import Cut, Draining, failure_of
@@ -148,6 +148,7 @@ async def _serve(gate: Gate, stream: Stream) -> None:
                 await collect(gate, stream)
             else:
                 await relay(gate, stream, stream.order.writer)
+        _cut_at_the_end(stream)
     except Exception as error:  # noqa: BLE001 - sorted below
         _decide(stream, error)
     stream.uncuttable()
@@ -162,6 +163,16 @@ async def _last_beat(stream: Stream) -> None:
         stream.beat.cancel()
         await asyncio.wait([stream.beat])
         stream.beat = None
+
+
+def _cut_at_the_end(stream: Stream) -> None:
+    """It was cut when all of its answer was there, and nothing was given up: its end says so all the same.
+
+    Else the client would be told of a good end, and the ledger of a cut.
+    """
+    cause, told = stream.account.cause, stream.failure is not None or stream.client_left
+    if cause is not None and cause is not Happening.BUDGET and ENDINGS[cause] is Ended.CUT and not told:
+        stream.failure = Cut(cause)
 
 
 def _decide(stream: Stream, error: Exception) -> None:

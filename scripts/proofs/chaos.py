@@ -108,6 +108,7 @@ class Report:
     findings: Findings = field(default_factory=Findings)
     verify: dict[str, Any] = field(default_factory=dict)
     gate_log: dict[str, int] = field(default_factory=dict)
+    timeline: list[tuple[float, str]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     promises: dict[str, list[str]] = field(default_factory=dict)
 
@@ -281,6 +282,7 @@ def _tell(report: Report, hordes: Hordes, faults: Faults, spools: Spools, log: s
         report.kinds[one.kind] = report.kinds.get(one.kind, 0) + 1
     report.most_open, report.no_connection = hordes.most_open, hordes.no_connection
     report.happened, report.away_seconds = faults.happened, faults.away_seconds
+    report.timeline = faults.timeline
     report.spool_replays, report.spool_most_bytes = spools.replays, spools.most_bytes
     report.gate_log = {word: log.count(word) for word in _LOG_WORDS}
     report.said = [line for line in log.splitlines() if any(word in line for word in _LOG_WORDS)][-50:]
@@ -325,6 +327,8 @@ def lines_of(report: Report) -> list[str]:
         f"in the gate's log                {report.gate_log}",
         "",
     ]
+    if report.broken:
+        lines += [f"{at:12.3f} {what}" for at, what in report.timeline]
     for promise, broken in report.promises.items():
         lines.append(f"{'BROKEN' if broken else 'holds':8}{promise}")
         lines += [f"          {what}" for what in broken[:10]]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_OK, _TOO_MANY, _UNAVAILABLE = 200, 429, 503
+_TOO_MANY, _UNAVAILABLE = 429, 503
 INTERVAL_SECONDS = 1.0
 """What the death of a worker may lose (P3)."""
 _CONTINUOUS = 2
@@ -31,6 +31,7 @@ class Heard(NamedTuple):
     status: int
     tokens: int
     finished: bool
+    failed: bool  # an error event came
     usage: int  # how the script reports it
     marks: list[tuple[float, int]]
 
@@ -177,8 +178,8 @@ class Audit:
             if truth.live:
                 self._say(CLOSED, label, "open", truth)
         if entry is None:
-            if heard is not None and (heard.status == _OK or heard.tokens):
-                self._say(ONE_EVENT, label, "delivered, and not on the ledger", heard)
+            if heard is not None and (heard.tokens or heard.finished):
+                self._say(ONE_EVENT, label, "delivered, and not on the ledger", heard, truth)
             return
         if entry.events != 1:
             self._say(ONE_EVENT, label, f"{entry.events} events", entry)

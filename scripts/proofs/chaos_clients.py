@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OK, _TOO_MANY, _UNAVAILABLE = 200, 429, 503
-_KINDS = {"finishes": 50, "hangs up": 22, "hangs up soon": 10, "stalls": 8}
+_KINDS = {"finishes": 50, "hangs up": 22, "hangs up soon": 10, "stalls": 5}
 _DIALECTS = {"plain": 45, "openai": 45, "whole": 10}
 _CHUNK = {"plain": b'{"token"', "openai": b'"delta":{"content":"'}
 _NO_CHUNK = b'"delta":{"content":""'  # of an error, in OpenAI's dialect
@@ -62,7 +62,7 @@ def draw(rng: random.Random, label: str) -> Asked:
         kind = "hangs up soon"
     if kind == "stalls":
         dialect = "openai"
-        script |= {"tokens": 600, "per_chunk": 1, "pace_ms": 5, "pad": _PAD_BYTES}
+        script |= {"tokens": 600, "per_chunk": 1, "pace_ms": 8, "pad": _PAD_BYTES}
     elif rng.random() < 0.25:  # noqa: PLR2004 - the same
         script |= _failure(rng, int(script["tokens"]))
     elif rng.random() < 0.1:  # noqa: PLR2004 - the same
@@ -159,6 +159,7 @@ class Listener(Line):
             answer.status,
             answer.tokens * each,
             answer.finished,
+            answer.failed,
             asked.script["usage"],
             [(at, chunks * each) for at, chunks in self._marks] if answer.status == _OK else [],
         )

@@ -74,6 +74,7 @@ class Faults:
         self._calm_at: dict[int, float] = {}
         self._turns = {name: asyncio.Lock() for name in ("redis", "postgres", "upstream", "stop", "kill")}
         self.kills: list[Kill] = []
+        self.timeline: list[tuple[float, str]] = []
         self.happened: dict[str, int] = dict.fromkeys(self._turns, 0)
         self.away_seconds: dict[str, float] = dict.fromkeys(self._turns, 0.0)
 
@@ -104,8 +105,12 @@ class Faults:
         victim = await self._victim()
         name = beginning_of(victim)
         victim.kill()
+        self._note(f"killed {name}")
         self.kills.append(Kill(name, time.monotonic(), time.time()))
         await asyncio.to_thread(_dead, victim)
+
+    def _note(self, what: str) -> None:
+        self.timeline.append((time.monotonic(), what))
 
     async def _victim(self) -> psutil.Process:
         while not (found := self._running()):
@@ -125,26 +130,32 @@ class Faults:
 
     async def _redis(self, seconds: float) -> None:
         self._stage.redis.pause()
+        self._note("Redis stopped")
         try:
             await asyncio.sleep(seconds)
         finally:
             self._stage.redis.resume()
+            self._note("Redis goes on")
 
     async def _postgres(self, seconds: float) -> None:
         postgres = self._stage.postgres
         assert postgres is not None  # noqa: S101 - chaos is for PostgreSQL
         try:
+            self._note("PostgreSQL crashes")
             await asyncio.to_thread(postgres.kill)
             await asyncio.sleep(seconds)
         finally:
             await asyncio.shield(asyncio.to_thread(postgres.start))
+            self._note("PostgreSQL is back")
 
     async def _upstream(self, seconds: float) -> None:
         self._stage.upstream.pause()
+        self._note("the upstream stopped")
         try:
             await asyncio.sleep(seconds)
         finally:
             self._stage.upstream.resume()
+            self._note("the upstream goes on")
 
     async def _stop(self, seconds: float) -> None:
         """A worker is gone for so long that it is taken for dead, and comes back."""
@@ -152,10 +163,12 @@ class Faults:
         self._calm_at[victim.pid] = float("inf")
         try:
             victim.send_signal(signal.SIGSTOP)
+            self._note(f"stopped {beginning_of(victim)}")
             await asyncio.sleep(seconds)
         finally:
             with suppress(psutil.NoSuchProcess):
                 victim.send_signal(signal.SIGCONT)
+            self._note(f"goes on: {victim.pid}")
             self._calm_at[victim.pid] = time.monotonic() + _CALM_SECONDS
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from api.adapters.database_sql import migrate
 from api.adapters.lease_sql import LostLease
@@ -108,6 +109,9 @@ async def test_a_month_without_a_partition_is_caught_and_moved_later(engine, wit
     assert [after.pop("leases") != before.pop("leases"), after] == [True, before]
     await put(engine, ended(MAY))
     assert (await partitions(witness))["2031_05"] == 6
+    with pytest.raises(DBAPIError, match="append-only"):
+        async with engine.begin() as connection:
+            await connection.execute(text("DELETE FROM usage_events_default"))
 
 
 async def test_what_is_too_much_to_move_stays_and_is_told_once(engine, monkeypatch, caplog) -> None:

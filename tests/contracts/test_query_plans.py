@@ -173,7 +173,17 @@ READS = {
     "a tenant's streams": (lambda engine, _: SqlLedger(engine).in_flight(TENANT), set()),
     "a stream": (lambda engine, _: SqlLedger(engine).in_flight(booking_id="bk_1"), set()),
 }
+
+
+async def _settle_some(_: AsyncEngine, connection: AsyncConnection) -> None:
+    ids = (
+        (await connection.execute(text("SELECT id FROM in_flight ORDER BY worker LIMIT 25"))).scalars().all()
+    )
+    await writes.settle(connection, [ended(MAY, of={"id": one}) for one in ids], exports=True)
+
+
 WRITES = {
+    "settling a batch": (_settle_some, {"5"}),
     "settling": (lambda _, connection: writes.settle(connection, [EVENT], exports=True), {"5"}),
     "a booking again": (lambda _, connection: writes.unknown(connection, [came(MAY)]), {"5"}),
     "a dead worker's bookings": (_close, {"5"}),

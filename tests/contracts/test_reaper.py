@@ -120,6 +120,19 @@ async def test_after_a_gap_nobody_is_dead_at_once(house, tmp_path: Path, why: st
     assert [one.booking.worker for one in still_open] == ["a"]
 
 
+async def test_a_short_outage_does_not_keep_the_dead(house) -> None:
+    """What was looked at before counts, but nobody dies within six seconds of the end of an outage."""
+    await house.pulse("a").beat()
+    await house.book(of("a"))
+    await house.look(DEAD_SECONDS - LOOK_SECONDS)
+    house.clock.pass_seconds(DEAD_SECONDS)
+    await house.reaper.round()
+    await house.look(DEAD_SECONDS / 2 - LOOK_SECONDS)
+    assert (await ledger_of(house.engine))[0] == []
+    await house.look(2 * LOOK_SECONDS)
+    assert len((await ledger_of(house.engine))[0]) == 1
+
+
 async def test_a_new_leader_looks_for_itself(house) -> None:
     """It knows of no beat how long it has stood: nobody is dead because the leader has died."""
     await house.pulse("a").beat()

@@ -11,7 +11,8 @@ from scripts.proofs import chaos_check as chaos
 from scripts.proofs.chaos_check import Audit, Heard, Kill, Truth, entries_of
 
 KILL = Kill("host:7:", at=100.0, unix=1000.0)
-HEARD = Heard("a", "finishes", "plain", 200, 10, finished=True, usage=1, marks=[(90.0, 1), (99.5, 10)])
+MARKS = [(90.0, 1), (99.5, 10)]
+HEARD = Heard("a", "finishes", "plain", 200, 10, finished=True, failed=False, usage=1, marks=MARKS)
 TRUTH = Truth(opened=1, live=0, refused=0, tokens_sent=10, input_tokens=8, reported=(8, 10))
 ROW: dict[str, Any] = {
     "model": "scripted?tokens=10&label=a&pace_ms=20",
