@@ -39,10 +39,11 @@ _BURN = "while True: pass"
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens. `most_ms` is how long the loop may stand still."""
+    """What happens. `pace_ms` is between two chunks; `most_ms` is how long the loop may stand still."""
 
     clients: int = 30
     megabytes: float = 5.0
+    pace_ms: int = 4
     together: bool = False
     most_ms: float = 20.0
 
@@ -177,8 +178,8 @@ async def _clients(plan: Plan, gate: Gate, first_left: Callable[[], Awaitable[No
     made = [await dial(gate.url, lambda: Reader(chunks, waits=plan.together)) for _ in range(plan.clients)]
     lines = [line for line in made if isinstance(line, Reader)]
     for number, line in enumerate(lines):
-        script = {"label": f"leaving{number}", "tokens": tokens, "per_chunk": _PER_CHUNK, "pace_ms": 0}
-        line.ask(request_bytes(gate.url, gate.key, **script, usage=0))
+        script = {"label": f"leaving{number}", "tokens": tokens, "per_chunk": _PER_CHUNK, "usage": 0}
+        line.ask(request_bytes(gate.url, gate.key, pace_ms=plan.pace_ms, **script))
     waiting = [line.has_enough for line in lines]
     await asyncio.wait(
         waiting, return_when=asyncio.ALL_COMPLETED if plan.together else asyncio.FIRST_COMPLETED
@@ -186,7 +187,8 @@ async def _clients(plan: Plan, gate: Gate, first_left: Callable[[], Awaitable[No
     await first_left()
     await asyncio.wait(waiting)
     for line in lines:
-        line.leave()
+        if line.busy:
+            line.leave()
     return [line.answer for line in lines]
 
 
@@ -267,7 +269,8 @@ def lines_of(report: Report) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="scripts/prove leaving", description=__doc__)
-    parser.add_argument("--clients", type=int, default=Plan.clients)
+    for name in ("clients", "pace-ms"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name.replace("-", "_")))
     for name in ("megabytes", "most-ms"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Plan, name.replace("-", "_")))
     parser.add_argument("--together", action="store_true", help="nobody leaves before all have read enough")
