@@ -11,14 +11,21 @@ import pytest
 
 from scripts.benchmarks import admission, auth, flood, usage
 from scripts.load import Line, request_bytes
-from scripts.proofs import caps
+from scripts.proofs import caps, leaving
 from tests.support.servers import ROOT
 
 COMMANDS = {
     "bench": sorted(path.stem for path in (ROOT / "scripts/benchmarks").glob("*.py")),
-    "prove": ["caps"],
+    "prove": ["caps", "leaving"],
 }
-MAINS = {"admission": admission, "auth": auth, "caps": caps, "flood": flood, "usage": usage}
+MAINS = {
+    "admission": admission,
+    "auth": auth,
+    "caps": caps,
+    "flood": flood,
+    "leaving": leaving,
+    "usage": usage,
+}
 
 
 async def test_warm_authentication_asks_nobody() -> None:
