@@ -1,30 +1,44 @@
-"""Any OpenAI-compatible server, by the official SDK on aiohttp.
+"""Any OpenAI-compatible server: what the official SDK would send, sent by aiohttp alone.
 
-`max_retries=0`: a retry would be a second bill, so the gate owns it. The body goes out as it came in
-(`extra_body`), and the answer's bytes come back unparsed. Public texts of errors never hold the provider's
-address or key.
+The SDK says once how a request looks (address, headers, key); building each by it costs more than all that
+the gate does besides. Nothing is sent twice: a retry would be a second bill, so the gate owns it. The body
+goes out as it came in, and the answer's bytes come back unparsed. Public texts of errors never hold the
+provider's address or key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
+import msgspec
 import openai
+from multidict import CIMultiDict
 from openai import AsyncOpenAI, DefaultAioHttpClient
+from yarl import URL
 
 from api.ports import CALLERS_FAULT, UpstreamFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from openai import AsyncAPIResponse
+    from aiohttp import ClientResponse
 
 _END_SECONDS = 0.1
 """How long to wait for the end of a body whose terminal event was seen, to keep the connection."""
+
+_KEPT_SECONDS = 4.0
+"""How long an idle connection is kept: less than the 5 s after which uvicorn, and with it vLLM, hangs up."""
+
+_READ_BYTES = 1 << 14
+"""At twice this much of an answer unread, the provider is no longer read from."""
+
+_MAX_ERROR_BYTES = 1 << 18
+_MAX_BYTES_AT_ONCE = 1 << 20  # above that aiohttp wants a file
+_REFUSED = 300  # from here on, statuses are no answers; a redirect of a request with a key is none either
 
 _FAILURES = (
     openai.OpenAIError,
@@ -37,42 +51,95 @@ _FAILURES = (
 """What the SDK and what is below it raise when a provider does; ValueError for bytes that are not HTTP."""
 
 
+class Prepared(NamedTuple):
+    """What all chat completions have in common."""
+
+    url: URL
+    headers: CIMultiDict[str]
+    proxy: str | None
+
+
+async def prepare(api_key: str, base_url: str | None) -> Prepared:
+    """A chat completion as the SDK sends it: what is the same in each."""
+    sent: list[httpx2.Request] = []
+
+    def keep(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        return httpx2.Response(200, json={})
+
+    async with AsyncOpenAI(
+        api_key=api_key,
+        base_url=base_url,
+        http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(keep), trust_env=False),
+    ) as client:
+        await client.chat.completions.with_raw_response.create(model="", messages=[])
+    (request,) = sent
+    own = {"host", "content-length", "connection", "accept-encoding", "x-stainless-raw-response"}
+    headers = CIMultiDict((name, value) for name, value in request.headers.items() if name not in own)
+    headers["accept-encoding"] = "gzip, deflate"  # what aiohttp can unpack without more packages
+    return Prepared(URL(str(request.url), encoded=True), headers, _proxy_of(request.url))
+
+
+def _proxy_of(url: httpx2.URL) -> str | None:
+    """What HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY say of an address. aiohttp would ask each time."""
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return None if proxy is None or proxy_bypass(url.host) else proxy
+
+
 class OpenAIUpstream:
     """One provider endpoint and its connection pool."""
 
     name = "openai"
 
     def __init__(self, *, api_key: str, base_url: str | None, silence_seconds: float) -> None:
-        timeout = httpx2.Timeout(connect=5.0, read=silence_seconds, write=30.0, pool=5.0)
+        self._api_key, self._base_url, self._silence_seconds = api_key, base_url, silence_seconds
         self._client = AsyncOpenAI(
             api_key=api_key,
             base_url=base_url,
             max_retries=0,
-            timeout=timeout,
-            # 0 is no bound of aiohttp's own (None would be its 100): the caps of tenants are the bound.
-            http_client=DefaultAioHttpClient(
-                limits=httpx2.Limits(max_connections=0, max_keepalive_connections=100)
-            ),
+            timeout=httpx2.Timeout(connect=5.0, read=silence_seconds, write=30.0, pool=5.0),
+            http_client=DefaultAioHttpClient(),
         )
+        self._session: aiohttp.ClientSession | None = None
+        self._prepared: Prepared | None = None
+
+    def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=0,  # no bound of its own (None would be 100): the caps of tenants are the bound
+                    keepalive_timeout=_KEPT_SECONDS,
+                    ssl=httpx2.create_ssl_context(),
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(sock_connect=5.0, sock_read=self._silence_seconds),
+                read_bufsize=_READ_BYTES,
+            )
+        return self._session
 
     async def open(self, body: dict[str, Any]) -> OpenAIAnswer:
         """Send a chat completion; returns when the provider has said 200."""
-        manager = self._client.chat.completions.with_streaming_response.create(
-            model=body["model"],
-            messages=[],  # the body's own come with extra_body, untouched
-            stream=bool(body.get("stream")),
-            extra_body=body,
-        )
+        if self._prepared is None:
+            self._prepared = await prepare(self._api_key, self._base_url)
+        url, headers, proxy = self._prepared
+        sent = msgspec.json.encode(body)
         try:
-            response = await manager.__aenter__()
+            response = await self._connections().post(
+                url,
+                data=sent if len(sent) <= _MAX_BYTES_AT_ONCE else io.BytesIO(sent),
+                headers=headers,
+                proxy=proxy,
+                allow_redirects=False,
+            )
         except _FAILURES as error:
             raise _failure(error) from error
-        answer = OpenAIAnswer(response)
-        kind = response.headers.get("content-type", "")
-        if body.get("stream") and kind.startswith(("text/html", "application/json")):
-            await answer.close()
+        if response.status >= _REFUSED:
+            raise await _refusal(response)
+        if body.get("stream") and response.content_type in {"text/html", "application/json"}:
+            response.close()
             raise UpstreamFailed("The provider did not answer with a stream.")
-        return answer
+        return OpenAIAnswer(response)
 
     async def models(self) -> bytes:
         """The provider's model list, as it says it."""
@@ -82,26 +149,23 @@ class OpenAIUpstream:
             raise _failure(error) from error
 
     async def close(self) -> None:
-        """Close the pool."""
+        """Close the pools."""
         await self._client.close()
+        if self._session is not None:
+            await self._session.close()
 
 
 class OpenAIAnswer:
     """A body being read."""
 
-    def __init__(self, response: AsyncAPIResponse[Any]) -> None:
+    def __init__(self, response: ClientResponse) -> None:
         self._response = response
-        self._chunks: AsyncIterator[bytes] = response.iter_bytes().__aiter__()
-        self._at_end = False
 
     async def read(self) -> bytes:
-        """The next bytes; b"" at the end."""
+        """All bytes that are there, or the next ones; b"" at the end."""
         try:
-            return await anext(self._chunks)
-        except StopAsyncIteration:
-            self._at_end = True
-            return b""
-        except httpx2.TimeoutException as error:
+            return await self._response.content.readany()
+        except TimeoutError as error:
             raise UpstreamFailed("The provider fell silent.", timed_out=True) from error
         except _FAILURES as error:
             raise UpstreamFailed("The provider broke off its answer.") from error
@@ -110,13 +174,34 @@ class OpenAIAnswer:
         """Read what follows the terminal event, so that the connection can be used again."""
         with suppress(UpstreamFailed, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
-                while not self._at_end:
+                while not self._response.content.at_eof():
                     await self.read()
 
     async def close(self) -> None:
         """Break the connection, or give it back if the body was read to its end."""
-        with suppress(Exception):
-            await self._response.close()
+        self._response.close()
+
+
+async def _refusal(response: ClientResponse) -> UpstreamFailed:
+    """The provider's status, and its error object where that is for the caller; its connection is kept."""
+    said = b""
+    try:
+        with suppress(*_FAILURES):
+            while len(said) < _MAX_ERROR_BYTES and (part := await response.content.readany()):
+                said += part
+    finally:
+        response.close()
+    body = None
+    if response.status in CALLERS_FAULT:
+        with suppress(ValueError):
+            found = msgspec.json.decode(said)
+            body = found.get("error", found) if isinstance(found, dict) else None
+    return UpstreamFailed(
+        f"The provider answered with status {response.status}.",
+        status=response.status,
+        body=body if isinstance(body, dict) else None,
+        retry_after=response.headers.get("retry-after"),
+    )
 
 
 def _failure(error: Exception) -> UpstreamFailed:

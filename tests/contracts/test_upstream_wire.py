@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from openai import AsyncOpenAI
 
 from api.adapters.upstream_openai import OpenAIUpstream
 from api.ports import UpstreamFailed
@@ -91,6 +92,66 @@ async def test_the_body_reaches_the_provider_as_it_is() -> None:
     head = request.head.decode().lower().split("\r\n")
     assert head[0] == "post /v1/chat/completions http/1.1"
     assert f"authorization: bearer {KEY}".lower() in head
+
+
+def of_its_own(head: bytes) -> list[str]:
+    """The lines of a request's head that a client does not write differently each time."""
+    own = ("accept-encoding:", "connection:", "content-length:", "host:", "x-stainless-raw-response:")
+    return sorted(line for line in head.decode().split("\r\n") if not line.lower().startswith(own))
+
+
+async def test_the_request_is_the_one_that_the_sdk_sends() -> None:
+    """Same address, same headers, same body as openai-python's own, which says what a provider expects."""
+    async with (
+        Provider(response("200 OK", b"{}")) as provider,
+        upstream_of(provider) as upstream,
+        AsyncOpenAI(api_key=KEY, base_url=provider.url, max_retries=0) as sdk,
+    ):
+        await bounded((await bounded(upstream.open({**BODY, "stream": False}))).close())
+        await bounded(sdk.chat.completions.create(**{**BODY, "stream": False}))
+    ours, theirs = provider.requests
+    assert [line.lower() for line in of_its_own(ours.head)] == [
+        line.lower() for line in of_its_own(theirs.head)
+    ]
+    assert json.loads(ours.body) == json.loads(theirs.body)
+
+
+async def test_a_redirect_is_a_failure() -> None:
+    """A request with our key in it goes where an admin said, and nowhere else."""
+    async with (
+        Provider(response("307 Temporary Redirect", b"", "location: /elsewhere")) as provider,
+        upstream_of(provider) as upstream,
+    ):
+        with pytest.raises(UpstreamFailed) as failed:
+            await bounded(upstream.open(BODY))
+        assert (failed.value.status, len(provider.requests)) == (307, 1)
+
+
+@pytest.mark.parametrize("bypass", ["", "provider.invalid"])
+async def test_a_proxy_of_the_environment_is_used(monkeypatch, bypass) -> None:
+    """HTTP_PROXY is asked for the provider's address, unless NO_PROXY names it."""
+    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, bypass)
+        upstream = OpenAIUpstream(api_key=KEY, base_url="http://provider.invalid/v1", silence_seconds=20)
+        try:
+            await bounded((await bounded(upstream.open(BODY))).close())
+        except UpstreamFailed:
+            assert bypass, "the name is nobody's: only the proxy can have answered"
+        finally:
+            await bounded(upstream.close())
+        lines = [request.head.split(b"\r\n")[0] for request in proxy.requests]
+        assert lines == ([] if bypass else [b"POST http://provider.invalid/v1/chat/completions HTTP/1.1"])
+
+
+async def test_a_large_body_goes_out_whole() -> None:
+    """Megabytes of images arrive as they were."""
+    large = {**BODY, "messages": [{"role": "user", "content": "x" * (3 << 20)}]}
+    async with Provider(STREAM_HEAD + chunked(DONE, b"")) as provider, upstream_of(provider) as upstream:
+        await bounded((await bounded(upstream.open(large))).close())
+        assert json.loads(provider.requests[0].body) == large
 
 
 async def test_a_finished_answer_gives_its_connection_back() -> None:
