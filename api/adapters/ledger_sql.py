@@ -21,6 +21,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 
 from api.adapters import ledger_writes_sql as writes
 from api.adapters.database_sql import WRITES
+from api.adapters.ledger_postgres import PostgresWrites
 from api.adapters.ledger_reads_sql import SqlReads
 from api.core.record import Booking, UsageEvent
 from api.core.spool import Records
@@ -80,6 +81,9 @@ class SqlLedger(SqlReads):
         self._closing = False
         self._down = False
         self._commits = Tasks()
+        self._direct: PostgresWrites | None = None
+        if engine.dialect.name == "postgresql":
+            self._direct = PostgresWrites(engine, exports=exports)
 
     # --- what the flow calls: none of these waits -----------------------------------------------
 
@@ -134,6 +138,8 @@ class SqlLedger(SqlReads):
                     await self._pause(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1])
         finally:
             await self._commits.cancel()
+            if self._direct is not None:
+                await self._direct.close()
 
     async def close(self) -> None:
         """No more will come: `run` returns when all is written, or after two seconds without a database."""
@@ -289,7 +295,14 @@ class SqlLedger(SqlReads):
         self._down = True
 
     async def _commit(self, records: Records, *, again: bool = False) -> None:
-        async with asyncio.timeout(_COMMIT_SECONDS), self._engine.connect() as connection:
+        async with asyncio.timeout(_COMMIT_SECONDS):
+            if self._direct is not None and not again and await self._direct.write(records):
+                return
+            await self._commit_generally(records, again=again)
+
+    async def _commit_generally(self, records: Records, *, again: bool) -> None:
+        kept = None if again else self._direct
+        async with kept.connection() if kept is not None else self._engine.connect() as connection:
             await connection.execution_options(**WRITES)
             async with connection.begin():
                 bookings = records.bookings
@@ -354,10 +367,11 @@ async def _outcome(work: Awaitable[None]) -> Exception | None:
 
 def rows_fault(error: Exception) -> bool:
     """Whether a row was refused for what is in it; anything else is taken for the database being away."""
+    driver = error.orig if isinstance(error, DBAPIError) else error
+    if str(getattr(driver, "sqlstate", None) or "").startswith(("22", "23")):
+        return True  # data exception, integrity constraint violation
     if isinstance(error, DBAPIError):
-        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-        # 22: data exception, 23: integrity constraint violation
-        return isinstance(error, IntegrityError | DataError) or sqlstate.startswith(("22", "23"))
+        return isinstance(error, IntegrityError | DataError)
     # Before the driver was asked: a value that no parameter can take.
     return isinstance(error, StatementError | ValueError | TypeError | OverflowError)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from api.core.booking import Correction, Ended, Happening
-from api.core.record import Booking, InFlight, UsageEvent
+from api.core.record import Booking, InFlight, UsageEvent, fields_of
 from api.core.usage import Certainty, Source, Usage
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def booking_row(booking: Booking) -> dict[str, Any]:
     """A row of `in_flight`."""
-    return {**asdict(booking), "input_tokens": 0, "output_tokens": 0, "checkpoint_at": None}
+    return {**fields_of(booking), "input_tokens": 0, "output_tokens": 0, "checkpoint_at": None}
 
 
 def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from api.core.booking import Ended, Happening
@@ -25,6 +25,11 @@ class Spending(NamedTuple):
     id: str
     money: bool
     since: datetime | None
+
+
+def fields_of(value: Booking | Usage) -> dict[str, Any]:
+    """Its fields by name; `dataclasses.asdict` would copy each value as well."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class UsageEvent:
 
     def flat(self) -> dict[str, Any]:
         """All of it by field name: a row of the ledger, and what the API and the CLI show."""
-        parts = {**asdict(self.booking), **asdict(self.usage)}
+        parts = fields_of(self.booking) | fields_of(self.usage)
         rest = (
             "answered_model",
             "ended",

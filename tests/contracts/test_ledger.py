@@ -169,29 +169,6 @@ async def test_a_booking_and_its_settlement_may_share_a_group(ledger, witness) -
 # --- groups -----------------------------------------------------------------------------------------
 
 
-async def test_many_streams_at_once_all_land_in_few_transactions(ledger, engine, witness) -> None:
-    """P2 and P8: 200 concurrent streams leave 200 events, in far fewer commits than writes."""
-    commits = []
-    sqlalchemy_event.listen(engine.sync_engine, "commit", commits.append)
-
-    async def stream() -> None:
-        one = event(booking())
-        await ledger.book(one.booking)
-        await ledger.settle(one)
-
-    await bounded(asyncio.gather(*(stream() for _ in range(200))))
-    assert len(await rows(witness, usage_events)) == 200
-    assert await rows(witness, in_flight) == {}
-    assert 2 <= len(commits) <= 40
-
-
-async def test_a_crowd_larger_than_a_group_lands(ledger, witness) -> None:
-    """More writes than fit in one group are written in several, and none is forgotten."""
-    ends = [ledger.book(booking()) for _ in range(1201)]
-    assert await outcomes(ends) == [None] * 1201
-    assert len(await rows(witness, in_flight)) == 1201
-
-
 BAD_BOOKINGS = {
     "a naive time": {"started_at": START.replace(tzinfo=None)},
     "no model": {"model": None},
