@@ -64,12 +64,11 @@ def gate_on(stage: Stage, workers: int, **environment: str) -> Iterator[GateProc
             stage.directory,
             DATABASE_URL=stage.database_url,
             REDIS_URL=stage.redis.url,
-            OPENAI_BASE_URL=f"{stage.upstream.url}/v1",
             WEB_CONCURRENCY=str(workers),
             SECRET_KEY=SECRET_KEY,
             ADMIN_PASSWORD="correct horse battery staple",  # noqa: S106 - of nothing but this
             DRAIN_SECONDS="1",
-            **environment,
+            **{"OPENAI_BASE_URL": f"{stage.upstream.url}/v1"} | environment,
         ) as gate:
             try:
                 yield gate
