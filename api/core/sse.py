@@ -58,6 +58,8 @@ class Framer:
             if data[:1] == b"\n":
                 data = data[1:]  # the LF of a CRLF that was torn apart; the CR has already ended the event
         buffer = self._buffer
+        if not (buffer or self._too_large or b"\r" in data) and len(data) <= self._max_event_bytes:
+            return self._feed_plain(data)
         buffer += data
         events: list[Event] = []
         start = 0
@@ -75,6 +77,16 @@ class Framer:
         self._too_large = self._too_large or len(buffer) > self._max_event_bytes
         if self._too_large and not events:
             raise EventTooLarge(f"an event of more than {self._max_event_bytes} bytes")
+        return events
+
+    def _feed_plain(self, data: bytes) -> list[Event]:
+        """As nearly all reads are: lines end in LF alone, and the first of them begins an event."""
+        *whole, rest = data.split(b"\n\n")
+        events = [parse(raw + b"\n\n", at_start=not self._begun) for raw in whole[:1]]
+        events += [parse(raw + b"\n\n") for raw in whole[1:]]
+        self._begun = self._begun or bool(whole)
+        self._buffer += rest
+        self._scanned = len(rest)
         return events
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,15 +24,14 @@ class Piece(NamedTuple):
     text: str
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(msgspec.Struct):
     """What one upstream event means.
 
     `content` is the visible answer's text in this event; `pieces` is all text that costs output tokens.
     """
 
     content: str = ""
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Piece] = msgspec.field(default_factory=list)
     usage: Reported | None = None
     model: str | None = None
     finished: tuple[int, ...] = ()  # choices with a finish_reason in it

@@ -26,6 +26,7 @@ NAME = "openai_chat"
 DONE = b"data: [DONE]\n\n"
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _COUNTED = frozenset({"role", "name", "content"})
+_AROUND = len(b"data: \n\n")
 _ID_LINE = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
 
 
@@ -127,6 +128,8 @@ def _read_choice(choice: _Choice, seen: Seen) -> None:
     reasoning = delta.reasoning_content or delta.reasoning
     if reasoning:
         seen.pieces.append(Piece((choice.index, "reasoning"), reasoning))
+    if not delta.tool_calls and delta.function_call is None:
+        return
     calls = [(f"tool {call.index or 0}", call.function) for call in delta.tool_calls or ()]
     for channel, function in [*calls, ("function", delta.function_call)]:
         text = (function.name or "") + (function.arguments or "") if function is not None else ""
@@ -246,14 +249,17 @@ class ChatWriter:
     def event(self, event: Event, seen: Seen) -> bytes:
         """The upstream's own bytes."""
         self._last = event
-        self._open.update(piece.channel[0] for piece in seen.pieces)
+        for piece in seen.pieces:
+            self._open.add(piece.channel[0])
         self._open.difference_update(seen.finished)
         if seen.usage_only and not self._include_usage:
             return b""
         if self._hides_usage and seen.usage is not None and not seen.usage_only:
             return self._without_usage(event)
-        if _ID_LINE.search(event.raw) is None:
-            return event.raw
+        raw = event.raw
+        one_line = len(raw) == len(event.data) + _AROUND and raw.startswith(b"data: ")
+        if one_line or _ID_LINE.search(raw) is None:
+            return raw
         # After an `id:` openai-python fails at the next blank line (theopenco/llmgateway #2334): data alone.
         return b"".join(b"data: " + line + b"\n" for line in event.data.split(b"\n")) + b"\n"
 
