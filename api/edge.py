@@ -33,11 +33,13 @@ _SECURITY_HEADERS = (
 class Connection(NamedTuple):
     """What ASGI has no words for, taken from uvicorn's `send` where it is a method of such an object.
 
+    `send` is the server's own: past the head of an answer nobody in between has anything to add.
     `abort` breaks the connection at once, without waiting for a client that does not read to take the rest.
     With a second request in the pipe uvicorn reads no more, and tells only that request when the client
     leaves: `resume_reading` reads on, and `is_gone` says it. On a server that lacks them nothing is done.
     """
 
+    send: Send
     abort: Callable[[], None]
     resume_reading: Callable[[], None]
     is_gone: Callable[[], bool]
@@ -49,7 +51,9 @@ class Connection(NamedTuple):
         transport = getattr(cycle, "transport", None)
         abort = getattr(transport, "abort", None)
         resume = getattr(getattr(cycle, "flow", None), "resume_reading", None)
-        return cls(abort or _nothing, resume or _nothing, getattr(transport, "is_closing", None) or bool)
+        return cls(
+            send, abort or _nothing, resume or _nothing, getattr(transport, "is_closing", None) or bool
+        )
 
 
 def _nothing() -> None:

@@ -130,7 +130,7 @@ async def _send(gate: Gate, stream: Stream, data: bytes) -> None:
             stream.account.happen(Happening.FIRST_EVENT)
             if not stream.headers_sent:
                 await send_headers(stream)
-        await stream.send({"type": "http.response.body", "body": data, "more_body": True})
+        await stream.connection.send({"type": "http.response.body", "body": data, "more_body": True})
     except (OSError, RuntimeError):  # servers say it in either way when the connection is gone
         client_left(gate, stream)
         await asyncio.sleep(0)  # the cut takes effect here

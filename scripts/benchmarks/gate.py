@@ -49,6 +49,7 @@ class Plan:
     paced_chunks: int = 200
     singles: int = 200
     open_streams: int = 1000
+    hold_seconds: int = 4
 
 
 @dataclass
@@ -150,7 +151,7 @@ class Bench:
         """Of streams that are open, in megabytes for a thousand."""
         count = self.plan.open_streams
         script = "bench?chunks=1000&pace_ms=10000"
-        self.load.run(target, script, count, count, hold_seconds=4, stagger_ms=1)
+        self.load.run(target, script, count, count, hold_seconds=self.plan.hold_seconds, stagger_ms=1)
         grown = target.memory_bytes() - target.memory_before
         self.load.line("")
         into.note(memory_mb_per_1000=grown / 1e6 * 1000 / count)

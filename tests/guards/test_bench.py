@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from scripts.benchmarks import admission, auth, flood, usage
+from scripts.benchmarks import admission, auth, flood, gate, usage
 from scripts.load import Line, request_bytes
 from scripts.proofs import caps, leaving
 from tests.support.servers import ROOT
@@ -23,6 +23,7 @@ MAINS = {
     "auth": auth,
     "caps": caps,
     "flood": flood,
+    "gate": gate,
     "leaving": leaving,
     "usage": usage,
 }

@@ -295,7 +295,8 @@ class Hand:
 
     def start(self) -> asyncio.Task[None]:
         """The request, running."""
-        scope = {"type": "http", "state": {"connection": Connection(self._abort, lambda: None, bool)}}
+        connection = Connection(self._send, self._abort, lambda: None, bool)
+        scope = {"type": "http", "state": {"connection": connection}}
         return asyncio.create_task(Walk(self.gate, self.caller, self.order)(scope, self._receive, self._send))
 
     def _abort(self) -> None:
