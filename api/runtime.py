@@ -103,7 +103,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         redis = connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
         tokenizer = ToktokTokenizer()
-        upstream = _upstream(settings, tokenizer)
+        upstream = await _upstream(settings, tokenizer)
         stack.push_async_callback(upstream.close)
         issuers = _issuers(settings, stack, clock) if settings.issuers_file else Issuers((), _nothing, clock)
         signer = TokenSigner(demo.secrets_of(settings).secret_key, settings.retired_secrets)
@@ -309,16 +309,18 @@ async def _refresh(issuers: Issuers) -> None:
         await asyncio.sleep(_ISSUERS_SECONDS)
 
 
-def _upstream(settings: Settings, tokenizer: Tokenizer) -> OpenAIUpstream | ScriptedUpstream:
+async def _upstream(settings: Settings, tokenizer: Tokenizer) -> OpenAIUpstream | ScriptedUpstream:
     if settings.scripted:
         return ScriptedUpstream(tokenizer)
     from api.adapters.upstream_openai import OpenAIUpstream  # noqa: PLC0415 - half a second, only where needed
 
-    return OpenAIUpstream(
+    upstream = OpenAIUpstream(
         api_key=settings.openai_api_key.get_secret_value() or "none",  # the SDK wants one; vLLM does not
         base_url=settings.openai_base_url or None,
         silence_seconds=settings.upstream_silence_seconds,
     )
+    await upstream.prepare()
+    return upstream
 
 
 def policy_of(settings: Settings, worker: str = "worker") -> Policy:

@@ -59,7 +59,7 @@ class Prepared(NamedTuple):
     proxy: str | None
 
 
-async def prepare(api_key: str, base_url: str | None) -> Prepared:
+async def prepared(api_key: str, base_url: str | None) -> Prepared:
     """A chat completion as the SDK sends it: what is the same in each."""
     sent: list[httpx2.Request] = []
 
@@ -101,8 +101,15 @@ class OpenAIUpstream:
             timeout=httpx2.Timeout(connect=5.0, read=silence_seconds, write=30.0, pool=5.0),
             http_client=DefaultAioHttpClient(),
         )
+        self._ssl = httpx2.create_ssl_context()
         self._session: aiohttp.ClientSession | None = None
         self._prepared: Prepared | None = None
+
+    async def prepare(self) -> Prepared:
+        """Ask the SDK, once; the first request does it where nobody did before."""
+        if self._prepared is None:
+            self._prepared = await prepared(self._api_key, self._base_url)
+        return self._prepared
 
     def _connections(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -110,7 +117,7 @@ class OpenAIUpstream:
                 connector=aiohttp.TCPConnector(
                     limit=0,  # no bound of its own (None would be 100): the caps of tenants are the bound
                     keepalive_timeout=_KEPT_SECONDS,
-                    ssl=httpx2.create_ssl_context(),
+                    ssl=self._ssl,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(sock_connect=5.0, sock_read=self._silence_seconds),
@@ -120,9 +127,7 @@ class OpenAIUpstream:
 
     async def open(self, body: dict[str, Any]) -> OpenAIAnswer:
         """Send a chat completion; returns when the provider has said 200."""
-        if self._prepared is None:
-            self._prepared = await prepare(self._api_key, self._base_url)
-        url, headers, proxy = self._prepared
+        url, headers, proxy = await self.prepare()
         sent = msgspec.json.encode(body)
         try:
             response = await self._connections().post(

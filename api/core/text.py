@@ -20,6 +20,7 @@ _GAP = re.compile(rf"[{_WORD}](?=[ \n.,;:!?\u3002\u3001\uff0c])")
 
 
 _SEARCH = 4096
+_NEAR = 64
 
 
 def safe_cut(text: str, searched: int = 0) -> int:
@@ -28,11 +29,13 @@ def safe_cut(text: str, searched: int = 0) -> int:
     Nothing before `searched` is looked at again, and no more than the last 4,096 characters: text without
     gaps (base64) is then counted whole, which is exact too.
     """
-    start = max(searched, len(text) - _SEARCH)
-    last = None
-    for last in _GAP.finditer(text, start):  # noqa: B007 - the last match is what we are after
-        pass
-    return last.end() if last is not None else 0
+    for most in (_NEAR, _SEARCH):  # in words the last gap is near
+        last = None
+        for last in _GAP.finditer(text, max(searched, len(text) - most)):  # noqa: B007 - after the last match
+            pass
+        if last is not None:
+            return last.end()
+    return 0
 
 
 class RunningText:

@@ -4,7 +4,8 @@ Sluicegate as shipped, one worker with real Redis, a real database, authenticati
 one core for itself; a cheap provider, the clients, Redis and the database share the others. CPU is what the
 system says of the gate's process, the request's part and the chunk's fitted over answers of few and of many
 chunks. `burst`: the provider writes as fast as it can. `paced`: many streams, each chunk a write of its own.
-`--vs nginx` measures nginx in turn with it, in the same run. Medians of the rounds, and their spread.
+`--vs nginx` measures nginx in turn with it, in the same run. Medians of the rounds, and their spread. An
+answer that lacks a chunk ends the run. Memory is what the process has more than before its first load.
 """
 
 from __future__ import annotations
@@ -151,7 +152,9 @@ class Bench:
         """Of streams that are open, in megabytes for a thousand."""
         count = self.plan.open_streams
         script = "bench?chunks=1000&pace_ms=10000"
-        self.load.run(target, script, count, count, hold_seconds=self.plan.hold_seconds, stagger_ms=1)
+        told = self.load.run(target, script, count, count, hold_seconds=self.plan.hold_seconds, stagger_ms=1)
+        if told["chunks"] != count:
+            raise SystemExit(f"{told['chunks']} of {count} streams to {target.name} were open")
         grown = target.memory_bytes() - target.memory_before
         self.load.line("")
         into.note(memory_mb_per_1000=grown / 1e6 * 1000 / count)

@@ -1,10 +1,11 @@
 """Clients that leave after megabytes: the event loop goes on, and every token is counted.
 
-Clients read so much text from the scripted model, all at once, and go away without a word. The gate is one
-worker in a process of its own; a probe in its event loop asks to be woken every millisecond and notes how
-late that was, while streams run and while they are settled. Beside it stands what the same probe notes when
-nothing happens, and when others have the machine's cores. Then each event is held against another tokeniser's
-count of all that the gate had read. Exits with 1 where one differs, or the loop stood still for too long.
+Clients come one after another, read so much text from the scripted model side by side, and go away without a
+word. The gate is one worker in a process of its own; a probe in its event loop asks to be woken every
+millisecond and notes how late that was, while streams run and while they are settled. Beside it stands what
+the same probe notes when nothing happens, and when others have the machine's cores. Then each event is held
+against another tokeniser's count of all that the gate had read. Exits with 1 where one differs, or the loop
+stood still for too long.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ _BURN = "while True: pass"
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens. `pace_ms` is between two chunks; `most_ms` is how long the loop may stand still."""
+    """What happens. `pace_ms` is between two chunks, `apart_ms` between the arrivals of two clients.
+
+    `most_ms` is how long the loop may stand still.
+    """
 
     clients: int = 30
     megabytes: float = 5.0
     pace_ms: int = 4
+    apart_ms: int = 20
     together: bool = False
     most_ms: float = 20.0
     yardstick_seconds: float = 3.0
@@ -177,6 +182,7 @@ async def _clients(plan: Plan, gate: Gate, first_left: Callable[[], Awaitable[No
     lines = [line for line in made if isinstance(line, Reader)]
     for number, line in enumerate(lines):
         script = {"label": f"leaving{number}", "tokens": tokens, "per_chunk": _PER_CHUNK, "usage": 0}
+        await asyncio.sleep(plan.apart_ms / 1000)
         line.ask(request_bytes(gate.url, gate.key, pace_ms=plan.pace_ms, **script))
     waiting = [line.has_enough for line in lines]
     await asyncio.wait(
@@ -267,7 +273,7 @@ def lines_of(report: Report) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="scripts/prove leaving", description=__doc__)
-    for name in ("clients", "pace-ms"):
+    for name in ("clients", "pace-ms", "apart-ms"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name.replace("-", "_")))
     for name in ("megabytes", "most-ms"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Plan, name.replace("-", "_")))

@@ -11,12 +11,13 @@ import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import uvloop
 
 _SPLIT = len(b"data: ") - 1
 _OK = b"HTTP/1.1 200"
+_ENDING = 2  # events after the chunks: the end of the choice, and `[DONE]`
 
 
 @dataclass
@@ -37,13 +38,15 @@ class Stream(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, tally: Tally, *, gaps: bool) -> None:
+    def __init__(self, tally: Tally, least_chunks: int, *, gaps: bool) -> None:
         self._loop, self._tally, self._gaps = asyncio.get_running_loop(), tally, gaps
+        self._least_chunks, self._chunks = least_chunks, 0
         self._ended: asyncio.Future[None] | None = None
         self._tail, self._sent_at, self._last_at = b"", 0.0, 0.0
 
     def ask(self, request: bytes) -> asyncio.Future[None]:
         """Send it; done with the last byte of the answer."""
+        self._chunks = 0
         self._tail, self._last_at, self._sent_at = b"", 0.0, time.perf_counter()
         self._ended = self._loop.create_future()
         self.transport.write(request)
@@ -73,10 +76,11 @@ class Stream(asyncio.Protocol):
             elif self._gaps:
                 self._tally.gaps_ms.append(1000 * (now - self._last_at))
             self._last_at = now
+            self._chunks += found
             self._tally.chunks += found
         self._tail = seen[-_SPLIT:]
         if self._tail == b"0\r\n\r\n":
-            self._over(failed=False)
+            self._over(failed=self._chunks < self._least_chunks)
 
     def _over(self, *, failed: bool) -> None:
         if self._ended is None:
@@ -101,26 +105,33 @@ def request_of(url: str, key: str, model: str) -> bytes:
 
 
 async def load(job: dict[str, Any]) -> Tally:
-    """`streams` connections send `requests` in all; `hold` lets go of them after so many seconds."""
+    """`streams` connections send `requests` in all. `hold_seconds` after the last of them it lets go of them."""
     tally, parts, left = Tally(), urlsplit(job["url"]), int(job["requests"])
     request, loop = request_of(job["url"], job["key"], job["model"]), asyncio.get_running_loop()
-    begun, cpu = time.monotonic(), time.process_time()
+    begun, cpu, stagger = time.monotonic(), time.process_time(), job.get("stagger_ms", 0) / 1000
+    chunks = int(dict(parse_qsl(urlsplit(job["model"]).query))["chunks"]) + _ENDING
+
+    async def dial() -> Stream:
+        made = await loop.create_connection(
+            lambda: Stream(tally, chunks, gaps=job.get("gaps", False)), parts.hostname, parts.port
+        )
+        return made[1]
 
     async def one(number: int) -> None:
         nonlocal left
-        await asyncio.sleep(number * job.get("stagger_ms", 0) / 1000)
-        _, stream = await loop.create_connection(
-            lambda: Stream(tally, gaps=job.get("gaps", False)), parts.hostname, parts.port
-        )
+        await asyncio.sleep(number * stagger)
+        stream = await dial()
         while left > 0:
             left -= 1
+            if stream.transport.is_closing():
+                stream = await dial()
             await stream.ask(request)
         stream.transport.close()
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(number)) for number in range(job["streams"])]
         if "hold_seconds" in job:
-            await asyncio.sleep(job["hold_seconds"])
+            await asyncio.sleep(job["hold_seconds"] + job["streams"] * stagger)
             print(json.dumps({"open": True, "chunks": tally.chunks}), flush=True)
             await loop.run_in_executor(None, sys.stdin.readline)
             for task in tasks:
