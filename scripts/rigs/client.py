@@ -105,7 +105,7 @@ def request_of(url: str, key: str, model: str) -> bytes:
 
 
 async def load(job: dict[str, Any]) -> Tally:
-    """`streams` connections send `requests` in all. `hold_seconds` after the last of them it lets go of them."""
+    """`streams` connections send `requests` in all; `hold_seconds` after the last it lets go of them."""
     tally, parts, left = Tally(), urlsplit(job["url"]), int(job["requests"])
     request, loop = request_of(job["url"], job["key"], job["model"]), asyncio.get_running_loop()
     begun, cpu, stagger = time.monotonic(), time.process_time(), job.get("stagger_ms", 0) / 1000
