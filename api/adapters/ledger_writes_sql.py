@@ -116,11 +116,12 @@ async def _corrections(connection: AsyncConnection, events: list[UsageEvent]) ->
     if not events:
         return []
     ids = [event.booking.id for event in events]
+    of_then = _came(usage_events.c.started_at, [event.booking for event in events])
+    if connection.dialect.name == "postgresql":  # whoever else knows better has written it before we look
+        standing_ones = select(usage_events.c.id).where(usage_events.c.id.in_(ids), of_then)
+        await connection.execute(standing_ones.order_by(usage_events.c.id).with_for_update())
     rows = await connection.execute(
-        select(usage_events).where(
-            or_(usage_events.c.id.in_(ids), usage_events.c.corrects.in_(ids)),
-            _came(usage_events.c.started_at, [event.booking for event in events]),
-        )
+        select(usage_events).where(or_(usage_events.c.id.in_(ids), usage_events.c.corrects.in_(ids)), of_then)
     )
     standing: dict[str, list[UsageEvent]] = {}
     for row in rows.mappings():

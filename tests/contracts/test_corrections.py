@@ -258,3 +258,28 @@ async def test_two_that_settle_late_at_once_append_one_correction(house, witness
     events, _ = await ledger_of(witness)
     assert [event.cause for event in events] == [Happening.WORKER_LOST, Correction.LATE_WORKER]
     assert sums(events) == sums([truth(one)])
+
+
+async def test_whoever_knows_better_second_waits_and_writes_nothing(house, witness) -> None:
+    """Not even an error: a row that is refused would be a settlement that its worker takes for lost."""
+    one, tasks = await lost_one(house), Tasks()
+
+    async def settle(engine: AsyncEngine, before_commit: asyncio.Event | None = None) -> None:
+        async with engine.connect() as connection:
+            await connection.execution_options(**WRITES)
+            async with connection.begin():
+                await writes.settle(connection, [truth(one)], exports=False)
+                if before_commit is not None:
+                    second.append(tasks.start(settle(witness), name="second"))
+                    await before_commit.wait()
+
+    second: list[asyncio.Task[None]] = []
+    overlap = asyncio.Event()
+    first = tasks.start(settle(house.engine, overlap), name="first")
+    async with asyncio.timeout(10):
+        while not second or not (house.engine.name == "sqlite" or await waiting_for_locks(witness)):
+            await asyncio.sleep(0)
+    overlap.set()
+    await bounded(asyncio.gather(first, *second))
+    events, _ = await ledger_of(house.engine)
+    assert [event.cause for event in events] == [Happening.WORKER_LOST, Correction.LATE_WORKER]
