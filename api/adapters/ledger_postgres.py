@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, String
 
 from api.adapters.tables_sql import UtcTime, in_flight, usage_events
+from api.core.record import Booking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-    from api.core.record import Booking, UsageEvent
+    from api.core.record import UsageEvent
     from api.core.spool import Records
 
 _TYPES: dict[type, str] = {String: "text", BigInteger: "bigint", UtcTime: "timestamptz"}
 
-_LABELS = tuple(in_flight.c.keys())[:-3]
+_LABELS = tuple(Booking.__dataclass_fields__)
 _USAGE: tuple[str, ...] = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
 _USAGE += ("source", "certainty", "tokenizer")
 _REST: tuple[str, ...] = ("answered_model", "ended", "cause", "first_token_ms", "duration_ms", "ended_at")
