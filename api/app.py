@@ -40,6 +40,7 @@ from api.routes import (
 )
 from api.routes.bodies import bad_field
 from api.routes.throttles import by_caller, throttle
+from auth.dependencies import describe_api_key
 from auth.passwords import Hasher
 
 if TYPE_CHECKING:
@@ -136,10 +137,10 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
     )
     limiter = throttle(settings.redis_url)
     own_keys = [by_caller(limiter, "300/minute", "own_keys")]
+    app.router.routes.extend(chat.router.routes)  # first, and found without asking any other router
     for own in (keys.own, tokens.own):
         app.include_router(own, dependencies=own_keys)
     for router in (
-        chat.router,
         usage.router,
         limits.router,
         streams.router,
@@ -154,7 +155,7 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
     ):
         app.include_router(router)
     _handle_errors(app)
-    _describe_bodies(app)
+    _describe_the_rest(app)
     return app
 
 
@@ -202,12 +203,13 @@ def _handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
 
 
-def _describe_bodies(app: FastAPI) -> None:
+def _describe_the_rest(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
+            describe_api_key(document)
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for model in _OWN_BODIES:
                 described = model.model_json_schema(ref_template="#/components/schemas/{model}")

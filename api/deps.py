@@ -39,12 +39,6 @@ async def _outbox(request: Request) -> Outbox:
     return outbox
 
 
-async def request_id(request: Request) -> str:
-    """The id that the edge gave this request."""
-    given: str = request.state.request_id
-    return given
-
-
 def actor_named(name: str, request: Request) -> Actor:
     """Somebody of that name, for the audit log."""
     return Actor(name, address_of(request), request.state.request_id)
@@ -64,4 +58,3 @@ By = Annotated[Actor, Depends(_by)]
 GateDep = Annotated[Gate, Depends(_gate)]
 SignerDep = Annotated[TokenSigner, Depends(_signer)]
 OutboxDep = Annotated[Outbox, Depends(_outbox)]
-RequestId = Annotated[str, Depends(request_id)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -10,12 +10,16 @@ from api.core.dialects import openai_chat, plain
 from api.core.dialects.openai_chat import ChatWriter, prompt_of
 from api.core.dialects.plain import PlainWriter
 from api.core.meter import Meter
-from api.deps import Caller, GateDep, RequestId
+from api.deps import Caller, GateDep
 from api.flow.stream import Order
 from api.flow.walk import Walk
 from api.routes.bodies import openapi_body, read_body
 from api.schema import ChatRequest, ErrorAnswer, PlainRequest, StreamOptions
 from auth.principal import NotAllowed, Principal
+
+if TYPE_CHECKING:
+    from api.core.dialects import Writer
+    from api.flow.gate import Gate
 
 router = APIRouter(tags=["chat"])
 
@@ -42,18 +46,18 @@ _STREAM: dict[int | str, dict[str, Any]] = {
     responses=_STREAM | _ERRORS,
     openapi_extra=openapi_body(PlainRequest),
 )
-async def chat_stream(caller: Caller, gate: GateDep, request_id: RequestId, request: Request) -> Response:
+async def chat_stream(caller: Caller, request: Request) -> Response:
     r"""`data: {"token": "..."}` lines, then `data: [DONE]`.
 
     An error in the middle is `data: {"error": "...", "code": "..."}`.
     """
+    gate: Gate = request.state.gate
     asked, _ = await read_body(request, PlainRequest)
     model = asked.model or caller.default_model or gate.policy.default_model
     _check_model(caller, model)
     body = plain.chat_body(asked.prompt, model, asked.system, asked.max_tokens)
     meter = Meter(model, prompt_of(body))
-    order = Order(request_id=request_id, dialect=plain.NAME, body=body, meter=meter, writer=PlainWriter())
-    return Walk(gate, caller, order)
+    return Walk(gate, caller, _order(request, plain.NAME, body, meter, PlainWriter()))
 
 
 @router.post(
@@ -63,10 +67,9 @@ async def chat_stream(caller: Caller, gate: GateDep, request_id: RequestId, requ
     responses=_STREAM | _ERRORS,
     openapi_extra=openapi_body(ChatRequest),
 )
-async def chat_completions(
-    caller: Caller, gate: GateDep, request_id: RequestId, request: Request
-) -> Response:
+async def chat_completions(caller: Caller, request: Request) -> Response:
     """As OpenAI's, streamed or not; fields that the gate does not know pass to the provider."""
+    gate: Gate = request.state.gate
     asked, body = await read_body(request, ChatRequest)
     _check_model(caller, asked.model)
     writer = None
@@ -78,8 +81,7 @@ async def chat_completions(
     if end_user is not None:
         caller = caller.acting_for(end_user)
     meter = Meter(asked.model, prompt_of(body))
-    order = Order(request_id=request_id, dialect=openai_chat.NAME, body=body, meter=meter, writer=writer)
-    return Walk(gate, caller, order)
+    return Walk(gate, caller, _order(request, openai_chat.NAME, body, meter, writer))
 
 
 @router.get("/v1/models", summary="The models that can be asked for", response_class=Response)
@@ -87,6 +89,12 @@ async def models(caller: Caller, gate: GateDep) -> Response:
     """The provider's own list, in OpenAI's shape; of it what the credential may use."""
     found = await gate.upstream.models()
     return Response(openai_chat.models_where(found, caller.may_use), media_type="application/json")
+
+
+def _order(
+    request: Request, dialect: str, body: dict[str, Any], meter: Meter, writer: Writer | None
+) -> Order:
+    return Order(request_id=request.state.request_id, dialect=dialect, body=body, meter=meter, writer=writer)
 
 
 def _check_model(caller: Principal, model: str) -> None:

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Security
 from fastapi.responses import JSONResponse
 
 from auth import keys
-from auth.dependencies import Requires, authenticated
+from auth.dependencies import Requires, authenticated, describe_api_key
 from auth.principal import TENANT_SCOPES, NotAllowed, NotAuthenticated, Principal, Scope
 from tests.auth.accounts import FOREIGN, HOME, Bench
 
@@ -218,6 +218,7 @@ async def test_the_callers_address_is_that_of_the_connection(address, status):
 def test_both_ways_stand_in_the_openapi_page():
     """Each route says that it takes either; nothing else is offered."""
     page = small_app().openapi()
+    describe_api_key(page)
     schemes = page["components"]["securitySchemes"]
     assert {
         name: (entry["type"], entry.get("in"), entry.get("scheme")) for name, entry in schemes.items()

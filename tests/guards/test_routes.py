@@ -10,7 +10,7 @@ from fastapi.routing import iter_route_contexts
 
 from api.app import create_app
 from api.settings import Settings
-from auth.dependencies import Requires, authenticated
+from auth.dependencies import Authenticated, Requires
 from tests.support.gates import SECRET_KEY
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def dependencies(dependant: Dependant) -> Iterator[Any]:
 def asks_who_calls(route: Any) -> bool:
     dependant = getattr(route, "dependant", None)
     calls = list(dependencies(dependant)) if dependant is not None else []
-    return authenticated in calls
+    return any(isinstance(call, Authenticated) for call in calls)
 
 
 def test_every_route_needs_a_principal_unless_it_is_on_the_list():
