@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import redis.asyncio as aioredis
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -19,8 +21,12 @@ from api.redis_url import parse_redis_url
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from redis.asyncio.connection import ConnectionPool
 
     from api.redis_url import RedisUrl
+
+_SOCKETS = {Connection, SSLConnection, UnixDomainSocketConnection}
+_SOCKETS |= {SentinelManagedConnection, SentinelManagedSSLConnection}
 
 CONNECTIONS = 32
 """The most that one client opens, to each node of a cluster."""
@@ -46,6 +52,12 @@ def connect(url: str, *, timeout_seconds: float = 0.25) -> Redis:
         url, max_connections=CONNECTIONS, timeout=_BACKSTOP * timeout_seconds, **_options(timeout_seconds)
     )
     return aioredis.Redis.from_pool(pool)
+
+
+def direct_pool(client: Redis) -> ConnectionPool | None:
+    """The connections to one Redis; None of a Cluster, which is many, and of `memory://`, which has none."""
+    pool = getattr(client, "connection_pool", None)
+    return pool if getattr(pool, "connection_class", None) in _SOCKETS else None
 
 
 def _in_memory(timeout_seconds: float) -> Redis:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
@@ -140,6 +141,14 @@ class Grant:
     units: int
 
 
+@lru_cache(maxsize=4)
+def _limiter(client: Redis) -> RedisLimiter:
+    """One for each client, as the product has it: a limiter keeps a connection."""
+    limiter = RedisLimiter(client, TERMS, timeout_seconds=BOUND_SECONDS)
+    retime(limiter._script)
+    return limiter
+
+
 @dataclass
 class World:
     """One tenant, in Redis and in a book."""
@@ -159,8 +168,7 @@ class World:
     lives: dict[tuple[str, str], Life] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.limiter = RedisLimiter(self.client, TERMS, timeout_seconds=BOUND_SECONDS)
-        retime(self.limiter._script)
+        self.limiter = _limiter(self.client)
 
     async def start(self, *, known: bool) -> None:
         """An empty Redis; or one that knows of every budget what the ledger says."""

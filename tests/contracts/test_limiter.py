@@ -288,6 +288,7 @@ async def test_all_tenants_are_renewed_in_one_round_trip(redis_server, redis_url
             for t in range(30)
         ]
         renewals = [Renewal(permit, used(4)) for permit in permits]
+        await limiter.ping()  # ticks have another connection than the calls of requests
         before = proxy.round_trips
         renewed = await limiter.renew(renewals, {"tn_waits": ["w"]})
         assert proxy.round_trips - before == 1
