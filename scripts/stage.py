@@ -38,6 +38,11 @@ class Stage:
     directory: Path
     postgres: PostgresServer | None = None
 
+    def store_pids(self) -> dict[str, int]:
+        """The first processes of Redis and of PostgreSQL; SQLite has none."""
+        found = {"redis": self.redis.process.pid}
+        return found if self.postgres is None else found | {"database": self.postgres.server.get_pid()}
+
 
 @contextmanager
 def servers(database: str) -> Iterator[Stage]:

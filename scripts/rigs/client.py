@@ -10,10 +10,13 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SPLIT = len(b"data: ") - 1
 _OK = b"HTTP/1.1 200"
@@ -91,7 +94,7 @@ class Stream(asyncio.Protocol):
         ended.set_result(None)
 
 
-def request_of(url: str, key: str, model: str) -> bytes:
+def request_of(url: str, key: str, model: str, more: Mapping[str, str]) -> bytes:
     """A streamed chat completion as it goes over the wire."""
     parts = urlsplit(url)
     message = {"role": "user", "content": "Why is the sky blue? Answer in one short sentence, please."}
@@ -99,15 +102,19 @@ def request_of(url: str, key: str, model: str) -> bytes:
     head = (
         f"POST {parts.path}/chat/completions HTTP/1.1\r\nhost: {parts.netloc}\r\n"
         f"authorization: Bearer {key}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"content-length: {len(body)}\r\n"
     )
-    return head.encode() + body
+    lines = [f"{name}: {value}\r\n" for name, value in more.items()]
+    return "".join([head, *lines, "\r\n"]).encode() + body
 
 
 async def load(job: dict[str, Any]) -> Tally:
     """`streams` connections send `requests` in all; `hold_seconds` after the last it lets go of them."""
     tally, parts, left = Tally(), urlsplit(job["url"]), int(job["requests"])
-    request, loop = request_of(job["url"], job["key"], job["model"]), asyncio.get_running_loop()
+    request, loop = (
+        request_of(job["url"], job["key"], job["model"], job.get("headers", {})),
+        asyncio.get_running_loop(),
+    )
     begun, cpu, stagger = time.monotonic(), time.process_time(), job.get("stagger_ms", 0) / 1000
     chunks = int(dict(parse_qsl(urlsplit(job["model"]).query))["chunks"]) + _ENDING
 

@@ -1,63 +1,45 @@
-"""Who is measured: the gate as shipped, nginx, or nobody in between. Each has a core of its own."""
+"""Who is measured: the gate as shipped, or nobody in between (scripts.rigs.peers has the others)."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from scripts.stage import cpu_seconds, family, gate_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import psutil
 
     from scripts.stage import Stage
 
 _STREAMS = 10_000
-_STARTING_SECONDS = 10.0
 _LIMITS = {
     "requests_per_minute": 10**6,
     "tokens_per_minute": 10**8,
     "tokens_per_day": 10**10,
     "nano_dollars_per_month": 10**15,
 }
-_NGINX = """
-daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/error.log;
-events {{ worker_connections 8192; }}
-http {{
-  access_log off; keepalive_requests 1000000; client_body_temp_path {directory}/body;
-  proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u;
-  scgi_temp_path {directory}/s;
-  upstream provider {{ server 127.0.0.1:{upstream}; keepalive 512; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://provider; proxy_http_version 1.1; proxy_set_header Connection "";
-      proxy_buffering off;
-    }}
-  }}
-}}
-"""
 
 
 @dataclass
 class Target:
-    """Somebody between client and provider. `processes` are those whose CPU and memory count."""
+    """Somebody between client and provider. `processes` are those whose CPU and memory count.
+
+    Of one that is slow a `part` of the loads is asked: a tenth where it is 10.
+    """
 
     name: str
     url: str
     key: str = ""
     processes: list[psutil.Process] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    part: int = 1
     memory_before: int = 0
 
     def cpu_seconds(self) -> float:
@@ -112,40 +94,3 @@ def gate_target(stage: Stage, provider: str) -> Iterator[Target]:
         ):
             gate.http(method, path, gate.admin, json=said).raise_for_status()
         yield Target("sluicegate", f"{gate.url}/v1", key, family(gate.process.pid))
-
-
-@contextmanager
-def nginx_target(directory: Path, provider: str) -> Iterator[Target]:
-    """Debian's nginx, one worker, unbuffered, with kept connections to the provider."""
-    command = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or _installed()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    directory.mkdir()
-    config = directory / "nginx.conf"
-    config.write_text(_NGINX.format(directory=directory, upstream=urlsplit(provider).port, port=port))
-    process = subprocess.Popen([command, "-p", str(directory), "-c", str(config)])  # noqa: S603 - as asked
-    try:
-        until = time.monotonic() + _STARTING_SECONDS
-        while not _listens(port) or len(family(process.pid)) < 2:  # noqa: PLR2004 - the master and one worker
-            if time.monotonic() > until or process.poll() is not None:
-                raise SystemExit(f"nginx does not start: {(directory / 'error.log').read_text()}")
-            time.sleep(0.02)
-        yield Target("nginx", f"http://127.0.0.1:{port}/v1", "", family(process.pid))
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as asked:
-        return asked.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _installed() -> str:
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise SystemExit("nginx is not on the PATH: install it, or leave --vs out.")
-    print("Installing nginx ...", file=sys.stderr, flush=True)
-    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "nginx-light"]):
-        subprocess.run(["apt-get", *words], check=True, stdout=subprocess.DEVNULL)  # noqa: S603, S607 - as asked
-    return "/usr/sbin/nginx"
