@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _TERMS = Terms(600_000_000, 600_000_000, 1_000_000)
 _PATIENCE_SECONDS = 10.0
 _TENANTS = 20
-_USED = Used(150, 15_000)
+USED = Used(150, 15_000)
 _COUNTED = 50
 _PING = "PING, the yardstick"
 _CAPS = [Limit("tenant", "t", 1 << 20), Limit("key", "k", 1 << 20)]
@@ -55,14 +55,15 @@ _BUDGETS = [
     Limit("key", "k", 1 << 50, "tokens_per_day"),
     Limit("user", "u", 1 << 50, "tokens_per_day"),
 ]
-_CASES = {
+CASES = {
     "caps": _CAPS,
     "caps, rates": _CAPS + _RATES,
     "caps, rates, 4 budgets": _CAPS + _RATES + _BUDGETS,
 }
 
 
-def _demands(limits: list[Limit]) -> tuple[Demand, ...]:
+def demands_for(limits: list[Limit]) -> tuple[Demand, ...]:
+    """What a request asks of them."""
     price = Price(1, 1, 1, 1)
     return demands_of(limits, now=datetime.now(UTC), time_zone="UTC", input_tokens=50, price=price)
 
@@ -73,23 +74,23 @@ class Bench:
     def __init__(self, client: Redis, streams: int) -> None:
         self.client = client
         redis = RedisLimiter(client, _TERMS, timeout_seconds=_PATIENCE_SECONDS)
-        self._limiter = ShareLimiter(redis, SystemClock(), _TERMS, worker="bench")
+        self.limiter = ShareLimiter(redis, SystemClock(), _TERMS, worker="bench")
         self._streams = streams
         self._number = 0
         self.work: dict[str, Callable[[int], Awaitable[None]]] = {_PING: self._ping}
 
     async def prepare(self) -> None:
         """Fill what has to be full; then `work` has a row for each."""
-        for name, limits in _CASES.items():
-            demands = _demands(limits)
+        for name, limits in CASES.items():
+            demands = demands_for(limits)
             self.work[name] = lambda count, name=name, demands=demands: self._pairs(name, demands, count)
-        full = _demands([_CAPS[0]._replace(amount=1), *_RATES])
-        await self._take("full", full)
+        full = demands_for([_CAPS[0]._replace(amount=1), *_RATES])
+        await self.take("full", full)
         self.work["a refusal"] = lambda count: self._refusals(full, count)
         for name in ("caps", "caps, rates, 4 budgets"):
-            demands = _demands(_CASES[name])
+            demands = demands_for(CASES[name])
             renewals = [
-                Renewal(await self._take(f"{name} {number % _TENANTS}", demands), _USED)
+                Renewal(await self.take(f"{name} {number % _TENANTS}", demands), USED)
                 for number in range(self._streams)
             ]
             self.work[f"renew of {self._streams}: {name}"] = lambda count, renewals=renewals: self._renew(
@@ -102,9 +103,10 @@ class Bench:
 
     async def _pairs(self, tenant: str, demands: tuple[Demand, ...], count: int) -> None:
         for _ in range(count):
-            await self._limiter.release(await self._take(tenant, demands), _USED)
+            await self.limiter.release(await self.take(tenant, demands), USED)
 
-    async def _take(self, tenant: str, demands: tuple[Demand, ...]) -> Permit:
+    async def take(self, tenant: str, demands: tuple[Demand, ...]) -> Permit:
+        """A permit. Raises RuntimeError where it is refused."""
         reply, permit_id = await self._asked(tenant, demands)
         if reply.verdict is not Verdict.GRANTED or reply.degraded:
             raise RuntimeError(f"{tenant}: {reply}")
@@ -114,10 +116,10 @@ class Bench:
         self._number += 1
         credit = any(demand.each for demand in demands)
         ask = Ask(f"bk_{self._number:030}", demands, int(credit), 256 * credit, 4)
-        reply = await self._limiter.acquire(tenant, ask)
+        reply = await self.limiter.acquire(tenant, ask)
         if reply.verdict is Verdict.UNKNOWN:  # the first of its tenant: the ledger would be asked
             spent = {at: 0 for at in reply.unknown if at >= 0}
-            reply = await self._limiter.acquire(tenant, replace(ask, spent=spent, running=0))
+            reply = await self.limiter.acquire(tenant, replace(ask, spent=spent, running=0))
         return reply, ask.permit_id
 
     async def _refusals(self, demands: tuple[Demand, ...], count: int) -> None:
@@ -128,11 +130,12 @@ class Bench:
 
     async def _renew(self, renewals: list[Renewal], count: int) -> None:
         for _ in range(count):
-            if (await self._limiter.renew(renewals, {})).lost:
+            if (await self.limiter.renew(renewals, {})).lost:
                 raise RuntimeError("a lease was lost")
 
 
-async def _redis_cpu(client: Redis | None) -> float:
+async def redis_cpu(client: Redis | None) -> float:
+    """CPU seconds that Redis has had so far."""
     if client is None:
         return 0.0
     found = await client.info("cpu")
@@ -146,12 +149,12 @@ async def _rounds(bench: Bench, client: Redis | None, rounds: int, count: int) -
     for turn in range(rounds + 1):
         for name, run in bench.work.items():
             times = max(1, count // 200) if name.startswith("renew") else count
-            before, begun = await _redis_cpu(client), time.process_time()
+            before, begun = await redis_cpu(client), time.process_time()
             await run(times)
             spent = time.process_time() - begun
             if turn:  # the first round warms up
                 ours[name].append(1e6 * spent / times)
-                theirs[name].append(1e6 * (await _redis_cpu(client) - before) / times)
+                theirs[name].append(1e6 * (await redis_cpu(client) - before) / times)
     yardstick = statistics.median(ours[_PING])
     rows = {}
     for name, values in ours.items():

@@ -151,11 +151,17 @@ class Bench:
         """CPU of a chunk that comes by itself, and the gaps between chunks."""
         plan = self._plan(target)
         script = f"bench?chunks={plan.paced_chunks}&pace_ms={plan.pace_ms}"
-        stagger = plan.pace_ms / plan.streams
+        stagger, stores = plan.pace_ms / plan.streams, self._stores()
         told = self._cpu(target, script, plan.streams, plan.streams, gaps=True, stagger_ms=stagger)
         if target.processes:
             of_chunks = told["cpu_us"] - into.figures["request_us"][-1]
             into.note(paced_chunk_us=of_chunks / plan.paced_chunks)
+        if target.name == "sluicegate":
+            seconds = plan.streams * plan.paced_chunks * plan.pace_ms / 1000
+            for name, now in self._stores().items():
+                of_requests = plan.streams * into.figures[f"{name}_us"][-1]
+                of_streams = 1e6 * (now - stores[name]) - of_requests
+                into.note(**{f"{name}_stream_us_per_second": max(0.0, of_streams) / seconds})
         into.note(gap_p50_ms=percentile(told["gaps_ms"], 50), gap_p99_ms=percentile(told["gaps_ms"], 99))
 
     def first_token(self, target: Target, into: Measured) -> None:
@@ -267,6 +273,8 @@ _NAMES = {
     "idle_percent": "CPU without requests, % of a core",
     "redis_us": "Redis' CPU of a request, us",
     "database_us": "PostgreSQL's CPU of a request, us",
+    "redis_stream_us_per_second": "Redis' CPU of a paced stream, us/s",
+    "database_stream_us_per_second": "PostgreSQL's, us/s",
     "redis_open_us_per_second": "Redis' CPU of a silent stream, us/s",
     "database_open_us_per_second": "PostgreSQL's, us/s",
     "redis_calls": "Redis calls of a request",

@@ -28,7 +28,10 @@ def _chunk(choices: list[dict[str, object]], **more: object) -> bytes:
     return _event(json.dumps(about | {"choices": choices} | more, separators=(",", ":")))
 
 
-_TOKEN = _chunk([{"index": 0, "delta": {"content": " water"}, "logprobs": None, "finish_reason": None}])
+_TOKENS = [
+    _chunk([{"index": 0, "delta": {"content": word}, "logprobs": None, "finish_reason": None}])
+    for word in (" water", " light")  # a model that says one word for ever is cut off by LiteLLM
+]
 _STOP = _chunk([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}])
 
 
@@ -72,7 +75,7 @@ class Provider(asyncio.Protocol):
         if not left:
             self.transport.write(_last(chunks))
             return
-        self.transport.write(_TOKEN)
+        self.transport.write(_TOKENS[left % 2])
         due += pace_seconds
         if pace_seconds:
             self._loop.call_at(due, self._tick, left - 1, chunks, pace_seconds, due)

@@ -84,9 +84,9 @@ def talking(module: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def gate_target(stage: Stage, provider: str) -> Iterator[Target]:
-    """Sluicegate, one worker, everything on: a tenant with a cap, rates, and budgets of tokens and money."""
-    with gate_on(stage, 1, OPENAI_BASE_URL=provider) as gate:
+def gate_target(stage: Stage, provider: str, workers: int = 1) -> Iterator[Target]:
+    """Sluicegate, everything on: a tenant with a cap, rates, and budgets of tokens and money."""
+    with gate_on(stage, workers, OPENAI_BASE_URL=provider) as gate:
         tenant, key = gate.tenant(max_streams=_STREAMS)
         for method, path, said in (
             ("POST", "/admin/prices", {"prices": {"bench*": {"input": "1", "output": "2"}}}),

@@ -11,12 +11,12 @@ import pytest
 
 from scripts.benchmarks import admission, auth, flood, gate, usage
 from scripts.load import Line, request_bytes
-from scripts.proofs import caps, leaving
+from scripts.proofs import caps, leaving, streams
 from tests.support.servers import ROOT
 
 COMMANDS = {
     "bench": sorted(path.stem for path in (ROOT / "scripts/benchmarks").glob("*.py")),
-    "prove": ["caps", "leaving"],
+    "prove": ["caps", "leaving", "streams"],
 }
 MAINS = {
     "admission": admission,
@@ -25,6 +25,7 @@ MAINS = {
     "flood": flood,
     "gate": gate,
     "leaving": leaving,
+    "streams": streams,
     "usage": usage,
 }
 
