@@ -122,14 +122,13 @@ def simulate(figures: dict[str, float], populations: list[int], loads: list[Load
 def lines_of(found: dict[str, Any]) -> list[str]:
     """Two tables."""
     lines = ["Redis' CPU, with so many leases held        a request        a renewal"]
-    for one in found["redis"]:
-        lines.append(f"{one['leases']:37,} {one['request_us']:13.0f} us {one['renewal_us']:13.1f} us")
-    lines.append("")
-    for name in found["needs"][0]:
-        lines.append(
-            f"{name.replace('_', ' '):24}" + "".join(f"{one[name]:16,.6g}" for one in found["needs"])
-        )
-    return lines
+    lines += [
+        f"{one['leases']:37,} {one['request_us']:13.0f} us {one['renewal_us']:13.1f} us"
+        for one in found["redis"]
+    ]
+    rows = {name: [one[name] for one in found["needs"]] for name in found["needs"][0]}
+    cells = {name: "".join(f"{value:16,.6g}" for value in row) for name, row in rows.items()}
+    return [*lines, "", *(f"{name.replace('_', ' '):24}{row}" for name, row in cells.items())]
 
 
 def main() -> None:
