@@ -233,14 +233,12 @@ def measure(plan: Plan, database: str, vs: list[Peer], say: Callable[[str], None
     with ExitStack() as stack:
         stack.enter_context(targets.pinned(others))
         stage = stack.enter_context(servers(database))
-        provider = stack.enter_context(targets.talking("scripts.rigs.provider"))
-        assert provider.stdout is not None  # noqa: S101 - a pipe
-        url = f"http://127.0.0.1:{provider.stdout.readline().strip()}/v1"
+        url, provider = stack.enter_context(targets.providing())
         client = stack.enter_context(targets.talking("scripts.rigs.client"))
         with targets.pinned(own):
             measured = [stack.enter_context(targets.gate_target(stage, url))]
             measured += [stack.enter_context(peer.target(stage.directory, url)) for peer in vs]
-        bench = Bench(plan, Load(client), Target("direct", url), stage, provider.pid)
+        bench = Bench(plan, Load(client), Target("direct", url), stage, provider)
         found = {target.name: Measured() for target in measured}
         for target in measured:  # what each does once in its life
             once = plan_of(plan, target.part).at_once

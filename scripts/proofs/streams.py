@@ -40,9 +40,7 @@ def prove(streams: int, workers: int, chunks: int, pace_ms: int, stagger_ms: int
     """All of it. Raises SystemExit where a stream failed."""
     with ExitStack() as stack:
         stage = stack.enter_context(servers("postgresql"))
-        provider = stack.enter_context(targets.talking("scripts.rigs.provider"))
-        assert provider.stdout is not None  # noqa: S101 - a pipe
-        url = f"http://127.0.0.1:{provider.stdout.readline().strip()}/v1"
+        url, _ = stack.enter_context(targets.providing())
         load = Load(stack.enter_context(targets.talking("scripts.rigs.client")))
         target = stack.enter_context(targets.gate_target(stage, url, workers))
         target.memory_before, cpu, begun = target.memory_bytes(), target.cpu_seconds(), time.monotonic()

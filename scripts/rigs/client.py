@@ -114,10 +114,8 @@ def request_of(url: str, key: str, model: str, more: Mapping[str, str]) -> bytes
 async def load(job: dict[str, Any]) -> Tally:
     """`streams` connections send `requests` in all; `hold_seconds` after the last it lets go of them."""
     tally, parts, left = Tally(), urlsplit(job["url"]), int(job["requests"])
-    request, loop = (
-        request_of(job["url"], job["key"], job["model"], job.get("headers", {})),
-        asyncio.get_running_loop(),
-    )
+    request = request_of(job["url"], job["key"], job["model"], job["headers"])
+    loop = asyncio.get_running_loop()
     begun, cpu, stagger = time.monotonic(), time.process_time(), job.get("stagger_ms", 0) / 1000
     chunks = int(dict(parse_qsl(urlsplit(job["model"]).query))["chunks"]) + _ENDING
 

@@ -20,15 +20,16 @@ from urllib.parse import urlsplit
 
 from scripts.rigs.targets import Target
 from scripts.stage import family
+from tests.support.servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
 LITELLM = "litellm[proxy]==1.106.2"
-PORTKEY = "@portkey-ai/gateway@1.15.2"
+PORTKEY = "1.15.2"
 _PORTKEY_NEEDS = {
-    "dependencies": {"@portkey-ai/gateway": "1.15.2"},
+    "dependencies": {"@portkey-ai/gateway": PORTKEY},
     "overrides": {"hono": "4.9.7", "@hono/node-server": "1.3.3"},
 }
 """With the latest that it allows of these it answers every request with a 500."""
@@ -82,7 +83,7 @@ class Peer(NamedTuple):
 def _nginx(directory: Path, provider: str) -> Iterator[Target]:
     """One worker, unbuffered, with kept connections to the provider."""
     command = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or _installed_nginx()
-    port, config = _free_port(), directory / "nginx.conf"
+    port, config = free_port(), directory / "nginx.conf"
     config.write_text(_NGINX.format(directory=directory, upstream=urlsplit(provider).port, port=port))
     with _running([command, "-p", str(directory), "-c", str(config)], directory, port, processes=2) as pid:
         yield Target("nginx", f"http://127.0.0.1:{port}/v1", processes=family(pid))
@@ -97,7 +98,7 @@ def _litellm(directory: Path, provider: str) -> Iterator[Target]:
         _say(f"Installing {LITELLM} ...")
         _run([sys.executable, "-m", "venv", str(home)])
         _run([str(home / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", LITELLM])
-    port, config = _free_port(), directory / "config.yaml"
+    port, config = free_port(), directory / "config.yaml"
     params = {"model": "openai/*", "api_base": provider, "api_key": "none"}
     said = {"model_list": [{"model_name": "*", "litellm_params": params}]}
     config.write_text(json.dumps(said | {"general_settings": {"master_key": _KEY}}))  # JSON is YAML
@@ -110,19 +111,17 @@ def _litellm(directory: Path, provider: str) -> Iterator[Target]:
 @contextmanager
 def _portkey(directory: Path, provider: str) -> Iterator[Target]:
     """Its open-source gateway: no keys, limits or ledger of its own."""
-    home = _home(PORTKEY)
+    home = _home(f"portkey=={PORTKEY}")
     script = home / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
     if not script.exists():
-        _say(f"Installing {PORTKEY} ...")
+        _say(f"Installing Portkey {PORTKEY} ...")
         home.mkdir(parents=True, exist_ok=True)
         (home / "package.json").write_text(json.dumps(_PORTKEY_NEEDS))
         _run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(home)])
-    port = _free_port()
+    port = free_port()
     headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": provider}
     with _running(["node", str(script), f"--port={port}", "--headless"], directory, port) as pid:
-        target = Target("portkey", f"http://127.0.0.1:{port}/v1", _KEY, family(pid), part=_SLOW)
-        target.headers = headers
-        yield target
+        yield Target("portkey", f"http://127.0.0.1:{port}/v1", _KEY, family(pid), headers, _SLOW)
 
 
 @contextmanager
@@ -154,13 +153,7 @@ def _running(
 
 def _home(package: str) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "sluicegate-bench" / package.replace("/", "-")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    return Path(cache) / "sluicegate-bench" / package
 
 
 def _listens(port: int) -> bool:

@@ -84,6 +84,14 @@ def talking(module: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
+def providing() -> Iterator[tuple[str, int]]:
+    """The cheap provider: its base URL and its process id."""
+    with talking("scripts.rigs.provider") as process:
+        assert process.stdout is not None  # noqa: S101 - a pipe
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1", process.pid
+
+
+@contextmanager
 def gate_target(stage: Stage, provider: str, workers: int = 1) -> Iterator[Target]:
     """Sluicegate, everything on: a tenant with a cap, rates, and budgets of tokens and money."""
     with gate_on(stage, workers, OPENAI_BASE_URL=provider) as gate:
