@@ -35,6 +35,7 @@ class TenantFields:
     `time_zone` (IANA) is where its budget days begin. `limits` and `end_user_limits` are amounts by the names
     of auth.principal.LIMITS, and under "shadow" the names that refuse nothing. Up to `max_waiters` requests
     over a limit wait, for `max_wait_seconds` at most; `weight` is its share of a worker that is full.
+    A stream with an `Idempotency-Key` is kept for `resume_minutes`; 0: it is not.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TenantFields:
     max_waiters: int = 0
     max_wait_seconds: int = 30
     weight: int = 1
+    resume_minutes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

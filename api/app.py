@@ -21,14 +21,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from api import runtime, schema, schema_accounts, schema_export, schema_prices
-from api.edge import Connection, Edge
-from api.errors import ROWS, TooManyAttempts, failure_of, json_error
+from api import runtime, schema, schema_accounts, schema_catalog, schema_export, schema_prices
+from api.edge import Connection, Edge, dialect_of
+from api.errors import ROWS, TooManyAttempts, failure_of
 from api.routes import (
+    catalog,
     chat,
     export,
     keys,
     limits,
+    metrics,
     ops,
     pages,
     prices,
@@ -64,6 +66,9 @@ _EXPOSED = [
     "retry-after-ms",
     "x-should-retry",
     "x-sluicegate-mode",
+    "x-sluicegate-stream",
+    "x-sluicegate-upstream",
+    "x-sluicegate-replay",
     "ratelimit",
     "ratelimit-policy",
     *(
@@ -77,6 +82,9 @@ _EXPOSED = [
 _OWN_BODIES = (
     schema.PlainRequest,
     schema.ChatRequest,
+    schema.ResponsesRequest,
+    schema.MessagesRequest,
+    schema.EmbeddingsRequest,
     schema_accounts.TenantIn,
     schema_accounts.TenantPatch,
     schema_accounts.KeyIn,
@@ -87,6 +95,10 @@ _OWN_BODIES = (
     schema_export.RetryIn,
     schema_prices.PricesIn,
     schema_prices.MarkupIn,
+    schema_catalog.UpstreamIn,
+    schema_catalog.ModelIn,
+    schema_catalog.CatalogIn,
+    schema_catalog.Secret,
 )
 """Bodies that routes read themselves, after authentication; FastAPI has to be told of them."""
 
@@ -144,13 +156,16 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
         usage.router,
         limits.router,
         streams.router,
+        streams.own,
         sign_in.router(limiter, hasher),
         keys.admin,
         tokens.router,
         tenants.router,
         prices.router,
+        catalog.router,
         export.router,
         ops.router,
+        metrics.router,
         pages.router,
     ):
         app.include_router(router)
@@ -186,9 +201,10 @@ def _heard_signals(gate: Gate) -> Iterator[None]:
 
 
 def _handle_errors(app: FastAPI) -> None:
-    async def answer(_request: Request, error: Exception) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
         failure = failure_of(error)
-        return Response(json_error(failure), failure.status, dict(failure.headers), "application/json")
+        body = dialect_of(request.scope).error_body(failure, request.state.request_id)
+        return Response(body, failure.status, dict(failure.headers), "application/json")
 
     async def throttled(request: Request, _error: Exception) -> Response:
         return await answer(request, TooManyAttempts(retry_after_seconds=60))

@@ -49,6 +49,8 @@ async def _by(request: Request, principal: Annotated[Principal, Security(authent
 
 
 Caller = Annotated[Principal, Security(Requires(Scope.CHAT))]
+Embedder = Annotated[Principal, Security(Requires(Scope.EMBEDDINGS))]
+ModelReader = Annotated[Principal, Security(Requires(Scope.CHAT, Scope.EMBEDDINGS))]
 Tenant = Annotated[Principal, Security(Requires())]
 UsageReader = Annotated[Principal, Security(Requires(Scope.USAGE_READ, Scope.TENANT_ADMIN))]
 TenantAdmin = Annotated[Principal, Security(Requires(Scope.TENANT_ADMIN))]

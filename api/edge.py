@@ -1,6 +1,7 @@
 """The edge, as plain ASGI: request ids, the body cap, security headers. Costs nothing per chunk.
 
 Every answer carries `x-request-id`: the caller's own where it is 1 to 128 safe characters, else a new one.
+Errors have the shape of the API that was called: `dialect_of` says which.
 A body over the cap is refused with 413 as soon as that is known, whether it is declared or chunked.
 """
 
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from api.errors import BadRequest, failure_of, json_error
+from api.core.dialects import anthropic_messages, openai_chat
+from api.errors import BadRequest, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from api.core.dialects import Failure
+    from api.core.dialects import Dialect, Failure
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -28,6 +30,9 @@ _SECURITY_HEADERS = (
     ("referrer-policy", "no-referrer"),
     ("cache-control", "no-store"),  # keys, tokens and usage are for the caller alone
 )
+
+
+_ANTHROPIC = "/v1/messages"
 
 
 class Connection(NamedTuple):
@@ -74,19 +79,22 @@ class Edge:
             return
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
+        anthropic = dialect_of(scope) is anthropic_messages
         scope["state"]["request_id"] = request_id
 
         def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 out = MutableHeaders(raw=message.setdefault("headers", []))
                 out["x-request-id"] = request_id
+                if anthropic:
+                    out["request-id"] = request_id
                 for name, value in _SECURITY_HEADERS:
                     out.setdefault(name, value)
             return send(message)
 
         declared = headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > self._max_body_bytes:
-            await send_failure(send_with_headers, self._too_large())
+            await send_failure(send_with_headers, self._too_large(), dialect_of(scope), request_id)
             return
         await self._app(scope, self._capped(receive), send_with_headers)
 
@@ -111,9 +119,17 @@ class Edge:
         return failure_of(self._error())
 
 
-async def send_failure(send: Send, failure: Failure) -> None:
+def dialect_of(scope: Scope) -> Dialect:
+    """In whose shape a caller of that path, or with such headers, expects errors: OpenAI's or Anthropic's."""
+    theirs = scope["path"].startswith(_ANTHROPIC) or any(
+        k == b"anthropic-version" for k, _ in scope["headers"]
+    )
+    return anthropic_messages if theirs else openai_chat
+
+
+async def send_failure(send: Send, failure: Failure, dialect: Dialect, request_id: str) -> None:
     """Answer with an error as JSON. A body that was not read is thrown away by the server as it comes."""
-    body = json_error(failure)
+    body = dialect.error_body(failure, request_id)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

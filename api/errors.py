@@ -12,14 +12,14 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.accounts import ExternalIdTaken, NoSuchKey, NoSuchTenant
+from api.cataloging import NoSuchEntry, NoSuchUpstream, UpstreamInUse
 from api.core.dialects import Failure
-from api.core.dialects.openai_chat import error_object
 from api.core.sse import EventTooLarge
+from api.core.translate.ways import Untranslatable
 from api.ports import (
     AccountsUnavailable,
     BudgetSpent,
@@ -49,6 +49,21 @@ class BadRequest(Exception):  # noqa: N818 - reads as what happened
 
 class NotFound(Exception):  # noqa: N818
     """There is no such thing, or it is not the caller's."""
+
+
+class Conflict(Exception):  # noqa: N818
+    """An `Idempotency-Key` stands for something that cannot be answered with. The text is public."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NoSuchModel(Exception):  # noqa: N818
+    """No entry of the catalog has that model."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model `{model}` does not exist, or is not for you.")
 
 
 class TooManyAttempts(Exception):  # noqa: N818
@@ -91,7 +106,7 @@ CUTS: Mapping[str, str] = {
     "drain": "The gateway is restarting. Send the request again.",
     "revoked": "The credential of this stream was revoked.",
     "expired": "The credential of this stream has expired.",
-    "ended_by_admin": "An admin ended this stream.",
+    "ended_by_admin": "This stream was ended on request.",
     "budget": "There is no budget for more.",
 }
 
@@ -116,6 +131,12 @@ ROWS: Mapping[type[Exception], Row] = {
     LedgerUnavailable: Row(503, _SERVER, "ledger_unavailable", "Usage cannot be recorded right now."),
     Draining: Row(503, _SERVER, "shutting_down", "The gateway is restarting. Send the request again."),
     UpstreamFailed: Row(502, _SERVER, "upstream_failed"),
+    Conflict: Row(409, _INVALID, "conflict"),
+    NoSuchModel: Row(404, _INVALID, "model_not_found"),
+    NoSuchUpstream: Row(404, _INVALID, "not_found"),
+    NoSuchEntry: Row(404, _INVALID, "not_found"),
+    UpstreamInUse: Row(409, _INVALID, "conflict"),
+    Untranslatable: Row(502, _SERVER, "upstream_failed", "The provider sent what cannot be translated."),
     EventTooLarge: Row(502, _SERVER, "upstream_failed", "The provider sent an event that is too large."),
     Cut: Row(503, _SERVER, "stream_cut"),
 }
@@ -163,7 +184,7 @@ def _of_ours(error: Exception) -> Failure:
     elif isinstance(error, Cut):
         code = error.cause
         status = _CUT_STATUS.get(error.cause, status)
-    elif isinstance(error, NotAllowed):
+    elif isinstance(error, NotAllowed | Conflict):
         code = error.code
     elif isinstance(error, NotAuthenticated):
         headers = {"www-authenticate": "Bearer"}
@@ -203,8 +224,3 @@ def _of_framework(error: HTTPException) -> Failure:
     return Failure(
         error.status_code, _INVALID, code, text or "The request cannot be understood.", headers=headers
     )
-
-
-def json_error(failure: Failure) -> bytes:
-    """The JSON body of an error, in OpenAI's shape."""
-    return msgspec.json.encode({"error": error_object(failure)})

@@ -6,6 +6,7 @@ The refusals that ports can raise stand here too; `api.errors` has a row for eac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from api.core.demand import MAX_TOKENS
@@ -74,7 +75,8 @@ class UpstreamFailed(Exception):  # noqa: N818
     """The provider did not answer, broke off, or refused.
 
     `status` is the provider's, None where it sent none. `body` is its error object where it blames the
-    request (and only then is it shown to the caller). `timed_out` tells a 504 from a 502.
+    request (and only then is it shown to the caller). `timed_out` tells a 504 from a 502. Where it was not
+    asked at all, because it would not understand, another one may: `elsewhere`.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class UpstreamFailed(Exception):  # noqa: N818
         body: Mapping[str, Any] | None = None,
         retry_after: str | None = None,
         timed_out: bool = False,
+        elsewhere: bool = False,
     ) -> None:
         super().__init__(reason)
+        self.elsewhere = elsewhere
         self.status = status
         self.body = body or {}
         self.retry_after = retry_after
@@ -317,20 +321,48 @@ class UpstreamAnswer(Protocol):
         ...
 
 
+class Patience(NamedTuple):
+    """How long to wait for a connection to a provider, and then for its next bytes."""
+
+    connect_seconds: float = 5.0
+    silence_seconds: float = 120.0
+
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
 class Upstream(Protocol):
-    """A provider's endpoint that speaks OpenAI chat completions."""
+    """A provider's endpoint."""
 
     name: str
 
-    async def open(self, body: dict[str, Any]) -> UpstreamAnswer:
-        """Send a request; returns when the status line says 200. Raises UpstreamFailed.
+    async def open(
+        self,
+        body: dict[str, Any],
+        dialect: str = "openai_chat",
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        api_key: str | None = None,
+        patience: Patience | None = None,
+    ) -> UpstreamAnswer:
+        """Send a request in a dialect; returns when the status line says 200. Raises UpstreamFailed.
+
+        `api_key` and `patience` take the place of its own.
 
         Cancelling it, also while the provider is silent, closes the connection.
         """
         ...
 
+    async def prepare(self, dialect: str) -> object:
+        """Get ready for requests in a dialect, so that the first one does not wait for that."""
+        ...
+
     async def models(self) -> bytes:
         """The JSON of OpenAI's model list. Raises UpstreamFailed."""
+        ...
+
+    async def close(self) -> None:
+        """Close the pool."""
         ...
 
 

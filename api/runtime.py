@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api import demo
 from api.adapters.accounts_sql import SqlAccounts
+from api.adapters.catalog_sql import SqlCatalog
 from api.adapters.clock_system import SystemClock
 from api.adapters.credentials_sql import SqlCredentials
 from api.adapters.database_sql import open_engine
@@ -30,10 +31,12 @@ from api.adapters.partitions_sql import Partitions
 from api.adapters.prices_sql import SqlPrices
 from api.adapters.reaper_sql import Pulse, Reaper
 from api.adapters.redis_connect import connect
+from api.adapters.replays_redis import RedisReplays
 from api.adapters.rollups_sql import Rollups
+from api.adapters.sealer_aesgcm import Sealer
 from api.adapters.spool_file import Spool, path_of
 from api.adapters.tokenizer_toktok import ToktokTokenizer
-from api.adapters.upstream_scripted import ScriptedUpstream
+from api.adapters.upstream_build import Builder, fixed_specs
 from api.adapters.usage_sql import SqlUsage
 from api.core.cloud_events import signing_key
 from api.core.demand import Terms
@@ -41,6 +44,7 @@ from api.core.policy import Policy
 from api.flow import export as export_flow
 from api.flow.gate import Gate
 from api.flow.keep import Job, lead, repeat
+from api.flow.providers import Providers
 from api.flow.tend import tend
 from api.flow.turns import Places
 from api.flow.watch import Watch, note_used, note_used_for_ever
@@ -58,9 +62,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from api.adapters.upstream_openai import OpenAIUpstream
     from api.deps import LifespanState
-    from api.ports import Clock, Tokenizer
+    from api.ports import Clock
     from api.settings import Settings
 
 
@@ -103,8 +106,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         redis = connect(settings.redis_url, timeout_seconds=settings.redis_timeout_seconds)
         stack.push_async_callback(redis.aclose)
         tokenizer = ToktokTokenizer()
-        upstream = await _upstream(settings, tokenizer)
-        stack.push_async_callback(upstream.close)
+        providers = Providers(fixed_specs(settings), Builder(settings, tokenizer))
+        stack.push_async_callback(providers.close)
         issuers = _issuers(settings, stack, clock) if settings.issuers_file else Issuers((), _nothing, clock)
         signer = TokenSigner(demo.secrets_of(settings).secret_key, settings.retired_secrets)
         credentials = SqlCredentials(reading, clock)
@@ -125,9 +128,13 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
         gate = Gate(
             clock=clock,
             limiter=_limiter(settings, redis, clock, worker),
+            replays=RedisReplays(redis, timeout_seconds=settings.redis_timeout_seconds),
             ledger=ledger,
             usage=SqlUsage(reports),
-            upstream=upstream,
+            providers=providers,
+            catalog_book=SqlCatalog(
+                changing, clock, Sealer(demo.secrets_of(settings).secret_key, settings.retired_secrets)
+            ),
             accounts=SqlAccounts(changing, clock),
             credentials=credentials,
             authenticator=Authenticator(memory, signer, issuers, Door(clock), clock),
@@ -138,6 +145,7 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             policy=policy_of(settings, worker),
             places=Places(settings.max_worker_streams),
         )
+        await _with_database(ledger, gate.read_catalog)
         pulse = Pulse(keeping, clock, worker)
         await _with_database(ledger, pulse.beat)
         for encoding in ("o200k_base", "cl100k_base"):
@@ -309,20 +317,6 @@ async def _refresh(issuers: Issuers) -> None:
         await asyncio.sleep(_ISSUERS_SECONDS)
 
 
-async def _upstream(settings: Settings, tokenizer: Tokenizer) -> OpenAIUpstream | ScriptedUpstream:
-    if settings.scripted:
-        return ScriptedUpstream(tokenizer)
-    from api.adapters.upstream_openai import OpenAIUpstream  # noqa: PLC0415 - half a second, only where needed
-
-    upstream = OpenAIUpstream(
-        api_key=settings.openai_api_key.get_secret_value() or "none",  # the SDK wants one; vLLM does not
-        base_url=settings.openai_base_url or None,
-        silence_seconds=settings.upstream_silence_seconds,
-    )
-    await upstream.prepare()
-    return upstream
-
-
 def policy_of(settings: Settings, worker: str = "worker") -> Policy:
     """What the flow needs to know of the settings."""
     return Policy(
@@ -331,12 +325,15 @@ def policy_of(settings: Settings, worker: str = "worker") -> Policy:
         heartbeat_seconds=settings.heartbeat_seconds,
         stream_seconds=settings.stream_seconds,
         send_seconds=settings.send_seconds,
+        silence_seconds=settings.upstream_silence_seconds,
         settle_seconds=settings.settle_seconds,
         drain_seconds=settings.drain_seconds,
         default_model=settings.model_or_default,
         default_max_streams=settings.default_max_streams,
         wall_is_error=settings.budget_end == "error",
         continuous_usage=settings.continuous_usage,
+        replay_max_bytes=settings.replay_max_bytes,
+        metadata_hosts=settings.upstream_metadata_hosts,
         reads_on=settings.on_disconnect == "drain",
         read_on_seconds=settings.read_on_seconds,
         read_on_tokens=settings.read_on_tokens,

@@ -80,6 +80,71 @@ class ChatRequest(BaseModel):
     safety_identifier: Name | None = None
 
 
+class ResponsesRequest(BaseModel):
+    """`POST /v1/responses`: OpenAI's body. Fields that are not named here pass through."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={
+            "example": {"model": "gpt-4o-mini", "input": "Why is the sky blue?", "stream": True}
+        },
+    )
+
+    model: ModelName
+    input: str | list[dict[str, Any]]
+    stream: bool | None = None
+    user: Name | None = None
+    safety_identifier: Name | None = None
+
+
+class Metadata(BaseModel):
+    """Anthropic's `metadata`: who of the caller's users it is for."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    user_id: Annotated[str, Field(max_length=4096, pattern=PRINTABLE)] | None = None
+
+
+class MessagesRequest(BaseModel):
+    """`POST /v1/messages`: Anthropic's body. Fields that are not named here pass through."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={
+            "example": {
+                "model": "claude-sonnet-4-5",
+                "max_tokens": 1024,
+                "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+                "stream": True,
+            }
+        },
+    )
+
+    model: ModelName
+    max_tokens: Annotated[int, Field(ge=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    system: str | list[dict[str, Any]] | None = None
+    stream: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    metadata: Metadata | None = None
+
+
+class EmbeddingsRequest(BaseModel):
+    """`POST /v1/embeddings`: OpenAI's body. Fields that are not named here pass through."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={"example": {"model": "text-embedding-3-small", "input": "Why is the sky blue?"}},
+    )
+
+    model: ModelName
+    input: str | Annotated[list[str] | list[int] | list[list[int]], Field(min_length=1)]
+    user: Name | None = None
+
+
 class LimitState(BaseModel):
     """A limit that binds you, and what is left of it. `of` is tenant, key, token or user (an end user).
 

@@ -96,6 +96,9 @@ Networks = Annotated[list[Network], Field(max_length=MAX_LIST), AfterValidator(_
 Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 
 
+ResumeMinutes = Annotated[int, Field(strict=True, ge=0, le=1440)]
+
+
 class TenantIn(BaseModel):
     """A new tenant."""
 
@@ -112,6 +115,7 @@ class TenantIn(BaseModel):
     max_waiters: MaxWaiters = 0
     max_wait_seconds: MaxWaitSeconds = 30
     weight: Weight = 1
+    resume_minutes: ResumeMinutes = 0
 
     def fields(self, default_max_streams: int) -> TenantFields:
         """What to create."""
@@ -139,6 +143,7 @@ class TenantPatch(BaseModel):
     max_waiters: Annotated[MaxWaiters | None, AfterValidator(_not_none)] = None
     max_wait_seconds: Annotated[MaxWaitSeconds | None, AfterValidator(_not_none)] = None
     weight: Annotated[Weight | None, AfterValidator(_not_none)] = None
+    resume_minutes: Annotated[ResumeMinutes | None, AfterValidator(_not_none)] = None
 
 
 class TenantOut(BaseModel):
@@ -159,6 +164,7 @@ class TenantOut(BaseModel):
     max_waiters: int
     max_wait_seconds: int
     weight: int
+    resume_minutes: int
     created_at: datetime
 
 

@@ -69,6 +69,11 @@ class Settings(BaseSettings):
 
     openai_api_key: SecretStr = SecretStr("")
     openai_base_url: str = ""
+    anthropic_api_key: SecretStr = SecretStr("")
+    anthropic_base_url: str = ""
+    upstream_proxy: str = ""
+    upstream_ca_file: Path | None = None
+    upstream_metadata_hosts: bool = False
     default_model: str = ""
 
     export_url: str = ""
@@ -81,6 +86,7 @@ class Settings(BaseSettings):
     default_max_streams: Annotated[int, Field(ge=1)] = 20
     max_worker_streams: Annotated[int, Field(ge=0)] = 0
     budget_end: Literal["length", "error"] = "length"
+    replay_max_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
     max_body_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
     heartbeat_seconds: Seconds = 15.0
     stream_seconds: Seconds = 600.0
@@ -118,8 +124,12 @@ class Settings(BaseSettings):
             )
         if self.lease_seconds < 3 * self.tick_seconds:
             raise ValueError("LEASE_SECONDS must be at least three TICK_SECONDS, or a hiccup loses slots")
-        if self.openai_base_url and urlsplit(self.openai_base_url).scheme not in {"http", "https"}:
-            raise ValueError("OPENAI_BASE_URL must begin with http:// or https://")
+        for name in ("openai_base_url", "anthropic_base_url", "upstream_proxy"):
+            url = getattr(self, name)
+            if url and urlsplit(url).scheme not in {"http", "https"}:
+                raise ValueError(f"{name.upper()} must begin with http:// or https://")
+        if self.upstream_ca_file is not None and not self.upstream_ca_file.is_file():
+            raise ValueError("UPSTREAM_CA_FILE is no file")
         return self
 
     @field_validator("redis_url")
@@ -224,7 +234,8 @@ class Settings(BaseSettings):
     @property
     def scripted(self) -> bool:
         """Whether the scripted model answers, because no provider is configured."""
-        return not self.openai_api_key.get_secret_value() and not self.openai_base_url
+        keys = self.openai_api_key.get_secret_value() or self.anthropic_api_key.get_secret_value()
+        return not (keys or self.openai_base_url or self.anthropic_base_url)
 
     @property
     def ledger_url(self) -> str:

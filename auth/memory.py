@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from auth.principal import Change
 
-KINDS = frozenset({"key", "tenant", "token", "user", "stream", "price"})
+KINDS = frozenset({"key", "tenant", "token", "user", "stream", "price", "catalog"})
 """What may be remembered, or is news to somebody; the feed has other entries too."""
 
 LATEST = 50

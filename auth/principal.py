@@ -58,7 +58,8 @@ class Terms:
 
     `time_zone` (IANA) is where its budget days begin. A request over a limit that will pass may wait for
     `max_wait_seconds`, with up to `max_waiters` at one time; `weight` is its share of a worker that is full.
-    `end_user_limits` holds for each of its end users; their `id` is empty.
+    `end_user_limits` holds for each of its end users; their `id` is empty. A stream with an `Idempotency-Key`
+    is kept for `resume_minutes`; 0: it is not.
     """
 
     time_zone: str = "UTC"
@@ -66,6 +67,7 @@ class Terms:
     max_wait_seconds: int = 30
     weight: int = 1
     end_user_limits: tuple[Limit, ...] = ()
+    resume_minutes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

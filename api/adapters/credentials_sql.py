@@ -35,6 +35,7 @@ _TENANT = (
     tenants.c.max_waiters,
     tenants.c.max_wait_seconds,
     tenants.c.weight,
+    tenants.c.resume_minutes,
 )
 
 
@@ -94,7 +95,7 @@ class SqlCredentials:
 
 
 def _tenant(row: RowMapping) -> StoredTenant:
-    terms = ("time_zone", "max_waiters", "max_wait_seconds", "weight")
+    terms = ("time_zone", "max_waiters", "max_wait_seconds", "weight", "resume_minutes")
     return StoredTenant(
         id=row["tenant"],
         active=row["active"],

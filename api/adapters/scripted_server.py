@@ -1,4 +1,4 @@
-"""The scripted model as a server of its own: OpenAI-compatible, and it keeps the truth.
+"""The scripted model as a server of its own: it speaks as OpenAI and Anthropic do, and keeps the truth.
 
 `GET /stats?label=L` tells of the streams whose script carried that label: opened, live now, most at one
 time, tokens sent, when clients left (the machine's monotonic seconds, the same for all processes), and of the
@@ -86,8 +86,8 @@ class ScriptedServer:
             await _answer(send, 200, msgspec.json.encode(self._stats))
         elif scope["path"].endswith("/models"):
             await _answer(send, 200, await self._upstream.models())
-        elif scope["path"].endswith("/chat/completions") and scope["method"] == "POST":
-            await self._chat(receive, send)
+        elif scope["method"] == "POST" and (dialect := _dialect_of(scope["path"])) is not None:
+            await self._answer(dialect, receive, send)
         else:
             await _answer(send, 404, b'{"error": {"message": "no such route", "code": "not_found"}}')
 
@@ -104,13 +104,13 @@ class ScriptedServer:
         leaving.cancel()
         await _answer(send, 200, msgspec.json.encode(stats))
 
-    async def _chat(self, receive: Receive, send: Send) -> None:
+    async def _answer(self, dialect: str, receive: Receive, send: Send) -> None:
         body = msgspec.json.decode(await _body(receive))
         label = ""
         with suppress(scripted.UnknownModel):  # `_play` answers with the 404
             label = scripted.script_of(body["model"]).label
         run = _Run(self._stats.setdefault(label, Stats()), self._changed)
-        playing = asyncio.create_task(self._play(body, run, send))  # noqa: TID251 - a tool, with its own end
+        playing = asyncio.create_task(self._play(dialect, body, run, send))  # noqa: TID251 - a tool, with its own end
         leaving = asyncio.create_task(_left(receive))  # noqa: TID251 - the same
         await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not playing.done():
@@ -122,9 +122,9 @@ class ScriptedServer:
         if not playing.cancelled():
             playing.result()
 
-    async def _play(self, body: dict[str, Any], run: _Run, send: Send) -> None:
+    async def _play(self, dialect: str, body: dict[str, Any], run: _Run, send: Send) -> None:
         try:
-            answer = await self._upstream.open(body)
+            answer = await self._upstream.open(body, dialect)
         except UpstreamFailed as refused:
             run.stats.refused += 1
             run.over()
@@ -154,6 +154,17 @@ class ScriptedServer:
                 held = scripted.Step(0, b"")
         run.over()  # before anybody can see its end
         await put(held, more=False)
+
+
+def _dialect_of(path: str) -> str | None:
+    """What is spoken under a path."""
+    known = {
+        "/chat/completions": "openai_chat",
+        "/responses": "openai_responses",
+        "/embeddings": "openai_embeddings",
+        "/messages": "anthropic_messages",
+    }
+    return next((dialect for ending, dialect in known.items() if path.endswith(ending)), None)
 
 
 async def _left(receive: Receive) -> None:

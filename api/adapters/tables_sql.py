@@ -79,6 +79,7 @@ tenants = Table(
     Column("max_waiters", Integer, nullable=False, server_default="0"),
     Column("max_wait_seconds", Integer, nullable=False, server_default="30"),
     Column("weight", Integer, nullable=False, server_default="1"),
+    Column("resume_minutes", Integer, nullable=False, server_default="0"),
     Index(
         "uq_tenants_external_id",
         "external_id",
@@ -253,6 +254,38 @@ markups = Table(
     Column("basis_points", Integer, nullable=False),  # 2000 is 20 per cent more; below 0 is a discount
     Column("created_at", UtcTime, nullable=False),
     Column("created_by", String(400), nullable=False),
+)
+
+upstreams = Table(
+    "upstreams",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("spec", JSON, nullable=False),
+    Column("secret", LargeBinary),  # its key, sealed
+    Column("key_hint", String(8)),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("updated_by", String(400), nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("tenant_id", String(40), primary_key=True),  # "" is for all
+    Column("name", String(256), primary_key=True),
+    Column("spec", JSON, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("updated_by", String(400), nullable=False),
+)
+
+provider_keys = Table(
+    "provider_keys",
+    metadata,
+    Column("tenant_id", String(40), primary_key=True),
+    Column("upstream", String(100), primary_key=True),
+    Column("secret", LargeBinary, nullable=False),
+    Column("key_hint", String(8), nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("updated_by", String(400), nullable=False),
 )
 
 rollup_queue = Table(

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from api.adapters.database_sql import migrate
-from api.cli import admins, export, keys, ledger, prices, streams, tenants, usage, verify
+from api.adapters.upstream_build import fixed_specs
+from api.cli import admins, catalog, export, keys, ledger, prices, streams, tenants, usage, verify
 from api.cli.shared import Json, settings_or_exit, show
 
 app = typer.Typer(
@@ -25,6 +26,9 @@ app.add_typer(admins.app, name="admin")
 app.add_typer(streams.app, name="stream")
 app.add_typer(export.app, name="export")
 app.add_typer(prices.app, name="prices")
+app.add_typer(catalog.upstreams, name="upstream")
+app.add_typer(catalog.models, name="model")
+app.add_typer(catalog.keys, name="provider-key")
 app.command(epilog="Example: sluicegate usage --tenant TENANT_ID --interval day --group-by model")(
     usage.usage
 )
@@ -61,14 +65,21 @@ def check_config(as_json: Json = False) -> None:
     """Check the settings without serving; exit status 2 if they are refused."""
     settings = settings_or_exit()
     shown = settings.model_dump(mode="json")  # secrets are masked by their type
-    for name in ("database_url", "redis_url", "openai_base_url", "export_url"):
+    for name in (
+        "database_url",
+        "redis_url",
+        "openai_base_url",
+        "anthropic_base_url",
+        "upstream_proxy",
+        "export_url",
+    ):
         shown[name] = _without_password(shown[name])
     shown["issuers"] = [issuer.issuer for issuer in settings.issuers()]
     show(
         shown,
         as_json,
         f"The settings are fine: {'demo' if settings.demo else 'production'}, "
-        f"upstream {'scripted' if settings.scripted else 'OpenAI-compatible'}, "
+        f"upstream {', '.join(spec.name for spec, _ in fixed_specs(settings))}, "
         f"{settings.web_concurrency} worker(s) on {settings.host}:{settings.port}.",
     )
 
@@ -78,10 +89,15 @@ def scripted_upstream(
     port: Annotated[int, typer.Option(help="0 takes any free one.")] = 9000,
     as_json: Json = False,
 ) -> None:
-    """Serve the scripted model alone, as an OpenAI-compatible server, for tests and benchmarks."""
+    """Serve the scripted model alone, as OpenAI and Anthropic would be, for tests and benchmarks."""
     from api.adapters.scripted_server import run  # noqa: PLC0415 - as above
 
-    run(port, lambda url: show({"url": url}, as_json, f"The scripted model is at {url}/v1"))
+    run(
+        port,
+        lambda url: show(
+            {"url": url}, as_json, f"The scripted model is at {url}/v1; for Anthropic's SDK at {url}"
+        ),
+    )
 
 
 def _without_password(url: str) -> str:

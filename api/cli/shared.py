@@ -14,14 +14,18 @@ import typer
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from api import demo
 from api.accounts import Actor, ExternalIdTaken, NoSuchKey, NoSuchTenant
 from api.adapters.accounts_sql import SqlAccounts
+from api.adapters.catalog_sql import SqlCatalog
 from api.adapters.clock_system import SystemClock
 from api.adapters.database_sql import migrate, open_engine
 from api.adapters.doorbell_redis import RedisDoorbell
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.prices_sql import SqlPrices
 from api.adapters.redis_connect import connect
+from api.adapters.sealer_aesgcm import CannotOpen, Sealer
+from api.cataloging import NoSuchEntry, NoSuchUpstream, UpstreamInUse
 from api.ports import AccountsUnavailable, LedgerUnavailable
 from api.settings import Settings
 
@@ -29,6 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+_REFUSALS = (
+    *(NoSuchTenant, NoSuchKey, ExternalIdTaken, NoSuchUpstream, NoSuchEntry, UpstreamInUse),
+    CannotOpen,
+)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -44,6 +53,7 @@ class Office:
     accounts: SqlAccounts
     ledger: SqlLedger
     prices: SqlPrices
+    catalog: SqlCatalog
     engine: AsyncEngine
     by: Actor
 
@@ -67,7 +77,7 @@ def run(work: Callable[[Office], Awaitable[T]], *, changes: bool = False) -> T:
         if settings.auto_migrate:
             migrate(settings.ledger_url)
         return asyncio.run(_with_office(settings, work, changes=changes))
-    except (NoSuchTenant, NoSuchKey, ExternalIdTaken) as error:
+    except _REFUSALS as error:
         fail(str(error))
     except (SQLAlchemyError, AccountsUnavailable, LedgerUnavailable, OSError) as error:
         cause = getattr(error.__cause__ or error, "orig", None) or error
@@ -80,7 +90,10 @@ async def _with_office(settings: Settings, work: Callable[[Office], Awaitable[T]
     by = Actor(f"cli:{_person()}@{socket.gethostname()}")
     try:
         accounts, prices = SqlAccounts(engine, clock), SqlPrices(engine, clock)
-        result = await work(Office(settings, accounts, SqlLedger(engine), prices, engine, by))
+        catalog = SqlCatalog(
+            engine, clock, Sealer(demo.secrets_of(settings).secret_key, settings.retired_secrets)
+        )
+        result = await work(Office(settings, accounts, SqlLedger(engine), prices, catalog, engine, by))
     finally:
         await engine.dispose()
     if changes and not settings.redis_url.startswith("memory://"):

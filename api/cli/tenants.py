@@ -19,6 +19,9 @@ ExternalId = Annotated[
 ]
 DefaultModel = Annotated[str | None, typer.Option(help="For /chat/stream without a model.")]
 TimeZone = Annotated[str | None, typer.Option(help="Where its budget days begin, e.g. Europe/Berlin.")]
+ResumeMinutes = Annotated[
+    int | None, typer.Option(min=0, help="Keep streams that have an Idempotency-Key; docs/resume.md.")
+]
 Metadata = Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeatable.")]
 
 
@@ -40,12 +43,14 @@ def create(
     queue: limits.Queue = None,
     queue_seconds: limits.QueueSeconds = None,
     weight: limits.Weight = None,
+    resume_minutes: ResumeMinutes = None,
     as_json: Json = False,
 ) -> None:
     """Create a tenant."""
     given = _given(max_streams, external_id, default_model, time_zone, metadata)
     given |= _limits(limit, end_user_limit, shadow, end_user_shadow)
     given |= _queue(queue, queue_seconds, weight)
+    given |= {} if resume_minutes is None else {"resume_minutes": resume_minutes}
     asked = checked(TenantIn, name=name, **given)
 
     tenant = run(
@@ -105,12 +110,14 @@ def update(
     queue: limits.Queue = None,
     queue_seconds: limits.QueueSeconds = None,
     weight: limits.Weight = None,
+    resume_minutes: ResumeMinutes = None,
     as_json: Json = False,
 ) -> None:
     """Change what is given, leave the rest. Metadata and --shadow are replaced as a whole."""
     given = _given(max_streams, external_id, default_model, time_zone, metadata)
     given |= _limits(limit, end_user_limit, shadow, end_user_shadow)
     given |= _queue(queue, queue_seconds, weight)
+    given |= {} if resume_minutes is None else {"resume_minutes": resume_minutes}
     if name is not None:
         given["name"] = name
     changes = checked(TenantPatch, **given).model_dump(exclude_unset=True)

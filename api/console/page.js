@@ -102,7 +102,8 @@ async function openAccount() {
   if (!key) return;
   if (keyProblem(key)) return ask(keyProblem(key));
   try {
-    const { data } = await get('/v1/models');
+    const { data: all } = await get('/v1/models');
+    const data = all.filter(({ id }) => !id.includes('embedding'));
     if (signal.aborted) return;
     $.model.append(...data.map(({ id }) => new Option(id, id, false, id === chosen)));
     drawCurl();

@@ -6,18 +6,26 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from api.core.text import RunningText
-from api.core.usage import Certainty, Source, Usage, encoding_of, reasons_out_of_sight
+from api.core.usage import Certainty, Reported, Source, Usage, encoding_of, reasons_out_of_sight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from api.core.dialects import Piece, Prompt, Seen
-    from api.core.usage import Reported
-
 
 MAX_MODEL_CHARACTERS = 256
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """What no row can hold: a provider's word must not stop the ledger."""
+
+
+def _most(one: Reported, other: Reported) -> Reported:
+    """Two reports of one answer: counts only grow, and what one of them leaves out the other has."""
+    return Reported(
+        max(one.input_tokens, other.input_tokens),
+        max(one.output_tokens, other.output_tokens),
+        max(one.cached_tokens, other.cached_tokens),
+        max(one.reasoning_tokens, other.reasoning_tokens),
+    )
 
 
 class Snapshot(NamedTuple):
@@ -35,6 +43,7 @@ class Meter:
     """
 
     __slots__ = (
+        "_begun",
         "_channels",
         "_ended",
         "_finished_choices",
@@ -52,6 +61,7 @@ class Meter:
         self.model = model  # what the provider says it answered with, once it does
         self.prompt = prompt
         self.reported: Reported | None = None
+        self._begun: Reported | None = None
         self._ended = False
         self._finished_choices: set[int] = set()
         self._channels: dict[tuple[int, str], RunningText] = {}
@@ -69,8 +79,10 @@ class Meter:
                 running = self._channels[channel] = RunningText()
             running.add(text)
             self._text_since_report = True
+        if seen.begun is not None:
+            self._begun = seen.begun
         if seen.usage is not None:
-            self.reported = seen.usage
+            self.reported = seen.usage if self._begun is None else _most(seen.usage, self._begun)
             self._text_since_report = self._unreadable = False
         self._unreadable = self._unreadable or seen.unreadable
         if seen.model:
@@ -138,6 +150,7 @@ class Meter:
             unsure = Certainty.AT_LEAST if self._unreadable else Certainty.EXACT
             return Usage.of_report(self.reported, unsure)
         encoding, known = encoding_of(self.model)
+        begun = self._begun or Reported(0, 0)
         exact = (
             known
             and self.finished
@@ -146,9 +159,9 @@ class Meter:
             and not reasons_out_of_sight(self.model)
         )
         return Usage(
-            input_tokens=self._input_tokens or 0,
-            output_tokens=self._output_tokens,
-            cached_tokens=0,
+            input_tokens=begun.input_tokens or self._input_tokens or 0,
+            output_tokens=max(self._output_tokens, begun.output_tokens),
+            cached_tokens=begun.cached_tokens,
             reasoning_tokens=0,
             source=Source.COUNTED,
             certainty=Certainty.EXACT if exact else Certainty.AT_LEAST,

@@ -79,6 +79,10 @@ class Framer:
             raise EventTooLarge(f"an event of more than {self._max_event_bytes} bytes")
         return events
 
+    def end(self) -> list[Event]:
+        """The body is over: a last event without its blank line still counts, not all servers are careful."""
+        return self.feed(b"\n\n" if self.pending else b"")
+
     def _feed_plain(self, data: bytes) -> list[Event]:
         """As nearly all reads are: lines end in LF alone, and the first of them begins an event."""
         *whole, rest = data.split(b"\n\n")
@@ -99,6 +103,11 @@ def parse(raw: bytes, *, at_start: bool = False) -> Event:
         line = raw.rstrip(b"\r\n")
         if b"\n" not in line and b"\r" not in line:
             return Event(raw, b"", line[6:])
+    if raw.startswith(b"event: ") and b"\r" not in raw:
+        head, _, rest = raw.partition(b"\n")
+        line = rest.rstrip(b"\n")
+        if line.startswith(b"data: ") and b"\n" not in line:
+            return Event(raw, head[7:], line[6:])
     name = b""
     data: list[bytes] = []
     for line in _LINE_END.split(raw.removeprefix(b"\xef\xbb\xbf") if at_start else raw):
@@ -114,3 +123,8 @@ def parse(raw: bytes, *, at_start: bool = False) -> Event:
 def data_event(payload: bytes) -> bytes:
     """An event with one data line; `payload` must hold no line end (JSON never does)."""
     return b"data: " + payload + b"\n\n"
+
+
+def named_event(name: str, payload: bytes) -> bytes:
+    """The same, with a name."""
+    return b"event: " + name.encode() + b"\n" + data_event(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -93,7 +94,7 @@ _ENCODING_BY_PREFIX = {
 _REASONING = ("o1", "o3", "o4", "gpt-5", "gpt-oss")
 
 
-# Longest prefix wins. Source: OpenAI's model pages, "max output tokens".
+# Longest prefix wins. Sources: OpenAI's model pages, "max output tokens"; Anthropic's "Models overview".
 _OUTPUT_BY_PREFIX = {
     "gpt-3.5": 4_096,
     "gpt-4": 8_192,
@@ -107,6 +108,11 @@ _OUTPUT_BY_PREFIX = {
     "o1": 100_000,
     "o3": 100_000,
     "o4": 100_000,
+    "claude-": 64_000,
+    "claude-3-": 4_096,
+    "claude-3-5": 8_192,
+    "claude-3-7": 64_000,
+    "claude-opus-4": 32_000,
     "scripted": 1 << 20,
 }
 
@@ -120,6 +126,19 @@ def most_output(model: str) -> int | None:
 def reasons_out_of_sight(model: str) -> bool:
     """Whether a model bills reasoning that it never streams: no count of its text is all there was."""
     return model.startswith(_REASONING)
+
+
+_THINKS_WHEN_ASKED = re.compile(r"claude-(?:[23]|instant|(?:opus|sonnet|haiku)-4)")
+
+
+def thinks(model: str, *, asked: bool | None) -> bool:
+    """Whether a Claude model thinks: what is streamed of that is a summary, what is billed is all.
+
+    Up to the fourth generation it does when it is asked to, and later unless it is not to.
+    """
+    if not model.startswith("claude-"):
+        return False
+    return _THINKS_WHEN_ASKED.match(model) is None if asked is None else asked
 
 
 def encoding_of(model: str) -> tuple[str, bool]:

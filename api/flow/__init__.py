@@ -2,7 +2,7 @@
 
     admit   take a slot of the tenant
     book    the row that says "in flight"; written beside the call
-    call    open the upstream
+    call    open an upstream; where it fails, the next one
     relay   events from the upstream to the client
     settle  booking to usage event, then the slot
     tend    once a second, for all live streams: leases, heartbeats, checkpoints, stalls

@@ -16,10 +16,9 @@ import msgspec
 
 from api.core.demand import Ask, Shape, Verdict
 from api.core.demands import demands_of
-from api.core.dialects.openai_chat import choices_of, is_text_alone, limited, output_limit_of
 from api.core.ids import ENTROPY_BYTES, sortable_id
 from api.core.limit_headers import limit_headers
-from api.core.usage import encoding_of, most_output, reasons_out_of_sight
+from api.core.usage import encoding_of, most_output
 from api.errors import BadRequest, Draining
 from api.flow.credit import FIRST_CREDIT, Credit
 from api.flow.refusals import refusal
@@ -30,7 +29,7 @@ from api.ports import LimiterUnavailable, NotPriced, Permit, Used
 if TYPE_CHECKING:
     from api.core.demand import Demand, Reply
     from api.flow.gate import Gate
-    from api.flow.stream import Stream
+    from api.flow.stream import Order, Stream
     from api.flow.turns import Place
 
 _OUTPUT_TOKENS = 4096
@@ -139,11 +138,12 @@ async def _ask(gate: Gate, stream: Stream, permit_id: str) -> Ask:
         input_tokens=stream.input_tokens,
         price=price,
     )
-    choices, asked = choices_of(body), output_limit_of(body)
+    dialect = stream.order.dialect
+    choices, asked = dialect.choices_of(body), dialect.output_limit_of(body)
     if stoppable(stream.order):
         most, share = min(FIRST_CREDIT, (asked or FIRST_CREDIT) * choices), 4
     else:
-        most, share = min(asked or _whole(body["model"]), _MOST_ASKED) * choices, 1
+        most, share = min(asked or _whole(stream.order), _MOST_ASKED) * choices, 1
         minute = [demand.amount - demand.base for demand in demands if _is_rate_of_tokens(demand)]
         most = min(most, *minute) if minute else most  # more at once than a minute has it never gets
     return Ask(
@@ -161,37 +161,37 @@ def _is_rate_of_tokens(demand: Demand) -> bool:
     return demand.shape is Shape.RATE and demand.each > 0 and not demand.shadow
 
 
-def _whole(model: str) -> int:
+def _whole(order: Order) -> int:
     """What is reserved for an answer that cannot be stopped, where the request does not say."""
-    known = most_output(model) or _OUTPUT_TOKENS
-    return known if reasons_out_of_sight(model) else min(known, _MOST_TOKENS)
+    known = most_output(order.model) or _OUTPUT_TOKENS
+    return known if order.reasons else min(known, _MOST_TOKENS)
 
 
 def _clamp(stream: Stream, ask: Ask, reply: Reply) -> None:
     """Ask the provider for no more than there is room for."""
-    body, model = stream.order.body, stream.order.body["model"]
-    choices = choices_of(body)
+    body, model, dialect = stream.order.body, stream.order.model, stream.order.dialect
+    choices = dialect.choices_of(body)
     if not stoppable(stream.order):
-        stream.order.body = limited(body, reply.tokens // choices)
+        stream.order.body = dialect.limited(body, reply.tokens // choices)
         return
     if not any(demand.shape is Shape.BUDGET and not demand.shadow for demand in ask.demands):
         return
     room, known = reply.allowed // choices, most_output(model)
     # A provider refuses a limit that its model does not have; where it is not known, credit alone stops it.
-    if output_limit_of(body) is not None or room < (known or _OUTPUT_TOKENS):
-        stream.order.body = limited(body, room)
+    if dialect.output_limit_of(body) is not None or room < (known or _OUTPUT_TOKENS):
+        stream.order.body = dialect.limited(body, room)
     elif known is not None:
-        stream.order.body = limited(body, min(room, known))
+        stream.order.body = dialect.limited(body, min(room, known))
 
 
 async def _input_tokens(gate: Gate, stream: Stream, *, guess: bool) -> int:
     """What the prompt costs, or more. Raises BadRequest where nobody knows before, and no guess will do."""
     body, prompt = stream.order.body, stream.order.meter.prompt
     if prompt.countable:
-        counts = await gate.tokenizer.count(prompt.texts, encoding_of(body["model"])[0])
+        counts = await gate.tokenizer.count(prompt.texts, encoding_of(stream.order.model)[0])
         return sum(counts) + prompt.overhead_tokens
     size = len(msgspec.json.encode(body))  # tools, too, are text: no token is shorter than a byte
-    if is_text_alone(body):
+    if stream.order.dialect.is_text_alone(body):
         return size
     if not guess:
         raise BadRequest("A token with an allowance can send text alone, no images or files.", "messages")

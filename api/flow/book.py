@@ -30,9 +30,9 @@ def book(gate: Gate, stream: Stream) -> None:
         key_id=caller.key_id,
         token_id=caller.token_id,
         end_user=caller.end_user,
-        dialect=stream.order.dialect,
+        dialect=stream.order.name,
         model=stream.order.body["model"],
-        upstream=gate.upstream.name,
+        upstream=stream.order.spec.targets[0].upstream,
         worker=gate.policy.worker,
         started_at=stream.came_at,
     )

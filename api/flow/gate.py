@@ -16,11 +16,14 @@ from api.tasks import Tasks
 
 if TYPE_CHECKING:
     from api.accounts import Accounts
+    from api.cataloging import CatalogBook
     from api.core.money import Prices
     from api.core.policy import Policy
+    from api.flow.providers import Providers
     from api.flow.stream import Stream
-    from api.ports import Clock, Doorbell, Ledger, Limiter, Tokenizer, Upstream, UsageReports
+    from api.ports import Clock, Doorbell, Ledger, Limiter, Tokenizer, UsageReports
     from api.pricing import PriceBook
+    from api.replays import Replays
     from auth.authenticator import Authenticator
     from auth.memory import CredentialStore
 
@@ -45,9 +48,11 @@ class Gate:
 
     clock: Clock
     limiter: Limiter
+    replays: Replays
     ledger: Ledger
     usage: UsageReports
-    upstream: Upstream
+    providers: Providers
+    catalog_book: CatalogBook
     accounts: Accounts
     credentials: CredentialStore
     authenticator: Authenticator
@@ -68,6 +73,7 @@ class Gate:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
     reading_on: int = 0  # streams whose clients have left
+    replaying: int = 0  # answers from what is kept
 
     def __post_init__(self) -> None:
         """What is made of the other parts."""
@@ -84,6 +90,11 @@ class Gate:
         """Go by the price book as it is now. Raises AccountsUnavailable; then what was known goes on."""
         async with self.repricing:
             self.prices = await self.price_book.load()
+
+    async def read_catalog(self) -> None:
+        """Go by the models and upstreams as they are now. Raises AccountsUnavailable."""
+        async with self.repricing:
+            await self.providers.follow(await self.catalog_book.load())
 
     def begin_drain(self) -> None:
         """SIGTERM: no new streams; those that run get `drain_seconds`, then a well-formed end (P12)."""

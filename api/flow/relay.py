@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
 from api.core.dialects import plain
-from api.core.dialects.openai_chat import read, read_object
 from api.core.sse import HEARTBEAT, Framer
+from api.core.translate.ways import ODD, Untranslatable
 from api.flow.book import booked
 from api.flow.credit import affordable
 from api.flow.read_on import client_left
@@ -38,13 +38,19 @@ SSE_HEADERS = (
 
 
 async def relay(gate: Gate, stream: Stream, writer: Writer) -> None:
-    """Relay up to the terminal event. Raises UpstreamFailed, EventTooLarge, LedgerUnavailable."""
+    """Relay up to the terminal event.
+
+    Raises UpstreamFailed, EventTooLarge, Untranslatable, LedgerUnavailable.
+    """
     assert stream.answer is not None  # noqa: S101 - `call` came before
-    framer = Framer(gate.policy.max_event_bytes)
+    framer, read = stream.framer or Framer(gate.policy.max_event_bytes), stream.reads.read
+    more = True
     while stream.terminal is None:
-        data = await stream.answer.read()
-        # A last event without its blank line still counts: not all servers are careful.
-        events = framer.feed(data) if data else framer.feed(b"\n\n" if framer.pending else b"")
+        events, stream.early = stream.early, []
+        if not events:
+            data = await stream.answer.read()
+            events = framer.feed(data) if data else framer.end()
+            more = bool(data)
         seen = [(event, read(event)) for event in events]
         fits = len(seen)
         if stream.credit is not None:
@@ -57,7 +63,7 @@ async def relay(gate: Gate, stream: Stream, writer: Writer) -> None:
             return
         if broken:
             raise UpstreamFailed("The provider reported an error in the middle of its answer.")
-        if not data:
+        if not more:
             break
     if stream.terminal is None:
         # Some servers leave `[DONE]` out; the end is an end all the same if the model said that it finished.
@@ -73,7 +79,7 @@ async def _stop(gate: Gate, stream: Stream) -> None:
     assert stream.credit is not None  # noqa: S101 - else there is no wall
     assert stream.credit.wall is not None  # noqa: S101 - the same
     stream.account.happen(Happening.BUDGET)
-    if gate.policy.wall_is_error or stream.order.dialect == plain.NAME:
+    if gate.policy.wall_is_error or stream.order.name == plain.NAME:
         stream.failure = spent(stream.credit.wall)
     await booked(gate, stream)
 
@@ -85,6 +91,8 @@ def _take(
     out: list[bytes] = []
     for event, seen in events:
         if seen.error is not None:
+            if seen.usage is not None:  # what failed was paid for all the same
+                stream.order.meter.see(seen)
             return b"".join(out), True
         if not event.data:
             continue  # a comment, or nothing: openai-go takes a blank line after one for an event
@@ -103,6 +111,9 @@ async def deliver(gate: Gate, stream: Stream, data: bytes) -> None:
     """Send bytes of the stream; the first ones only once the booking is durable, with the headers."""
     if stream.beat is not None:
         await stream.beat
+    if stream.recorder is not None:
+        await booked(gate, stream)  # who asks again gets no byte of it before either
+        stream.recorder.put(data)
     if stream.reading_on_from is None:
         await _send(gate, stream, data)
 
@@ -116,9 +127,14 @@ async def heartbeat(gate: Gate, stream: Stream) -> None:
         if stream.permit is None:
             await _send_waiting(gate, stream)
         else:
-            await _send(gate, stream, HEARTBEAT)
+            await _send(gate, stream, _beat(stream))
     finally:
         stream.beat = None
+
+
+def _beat(stream: Stream) -> bytes:
+    writer = stream.writer
+    return HEARTBEAT if writer is None else writer.heartbeat()
 
 
 async def _send(gate: Gate, stream: Stream, data: bytes) -> None:
@@ -143,7 +159,7 @@ async def _send_waiting(gate: Gate, stream: Stream) -> None:
     with suppress(OSError, RuntimeError):  # it has left, which its watcher sees
         if not stream.headers_sent:
             await send_headers(stream)
-        await stream.send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+        await stream.send({"type": "http.response.body", "body": _beat(stream), "more_body": True})
     stream.sent_at = gate.clock.monotonic()
 
 
@@ -169,7 +185,12 @@ async def collect(gate: Gate, stream: Stream) -> None:
             raise UpstreamFailed("The provider's answer is too large.")
         parts.append(data)
     stream.whole = b"".join(parts)
-    stream.order.meter.see(read_object(stream.whole))
+    stream.order.meter.see(stream.reads.read_object(stream.whole))
+    if stream.translation is not None:
+        try:
+            stream.whole = stream.translation.whole(stream.whole)
+        except ODD as error:
+            raise Untranslatable from error
     stream.first_token_at = gate.clock.monotonic()
     await booked(gate, stream)
     stream.account.happen(Happening.TERMINAL)

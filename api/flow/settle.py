@@ -74,8 +74,11 @@ async def _write(gate: Gate, stream: Stream) -> None:
     first = stream.first_token_at
     usage = stream.usage = await measure(gate, stream)
     price = stream.price
+    booking = stream.booking
+    if stream.provider is not None and stream.provider.spec.name != booking.upstream:
+        booking = replace(booking, upstream=stream.provider.spec.name)
     event = UsageEvent(
-        booking=stream.booking,
+        booking=booking,
         answered_model=stream.order.meter.model,
         usage=usage,
         ended=account.ended,

@@ -10,22 +10,25 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from api.core.booking import Account, Happening
-from api.core.usage import reasons_out_of_sight
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Mapping
     from datetime import datetime
 
     from starlette.types import Send
 
-    from api.core.dialects import Writer
+    from api.core.catalog import ModelSpec
+    from api.core.dialects import Dialect, Writer
     from api.core.meter import Meter
     from api.core.money import Price
     from api.core.record import Booking
-    from api.core.sse import Event
+    from api.core.sse import Event, Framer
+    from api.core.translate import Translation
     from api.core.usage import Usage
     from api.edge import Connection
     from api.flow.credit import Credit
+    from api.flow.keep_stream import Kept, Recorder
+    from api.flow.providers import Provider
     from api.ports import Permit, UpstreamAnswer
     from auth.principal import Principal
 
@@ -33,26 +36,68 @@ T = TypeVar("T")
 
 
 class Order:
-    """What was asked for: the upstream's request body, and how to write the answer.
+    """What was asked for: the request's body in its dialect, and how to write the answer.
 
-    `writer` is None where the client wants one JSON object and no stream.
+    `writer` is None where the client wants one JSON object and no stream. `name` is what the ledger calls the
+    client's dialect: plain tokens are asked for as a chat. `headers` go to the provider with the body. `spec`
+    says who answers for the model; `patience_seconds` is how long the client waits, where it says so. `kept`
+    is where its answer is kept for whoever asks again.
     """
 
-    __slots__ = ("body", "dialect", "meter", "request_id", "writer")
+    __slots__ = (
+        "body",
+        "dialect",
+        "headers",
+        "kept",
+        "meter",
+        "name",
+        "patience_seconds",
+        "request_id",
+        "spec",
+        "writer",
+    )
 
     def __init__(
-        self, *, request_id: str, dialect: str, body: dict[str, Any], meter: Meter, writer: Writer | None
+        self,
+        *,
+        request_id: str,
+        dialect: Dialect,
+        body: dict[str, Any],
+        meter: Meter,
+        writer: Writer | None,
+        spec: ModelSpec,
+        name: str = "",
+        headers: Mapping[str, str] | None = None,
+        patience_seconds: float | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.request_id = request_id
         self.dialect = dialect
+        self.name = name or dialect.NAME
         self.body = body
         self.meter = meter
         self.writer = writer
+        self.headers = headers or {}
+        self.spec = spec
+        self.patience_seconds = patience_seconds
+        self.kept = kept
+
+    @property
+    def model(self) -> str:
+        """What the model is called where it is asked for first."""
+        return self.spec.at(self.spec.targets[0], self.body["model"])
+
+    @property
+    def reasons(self) -> bool:
+        """Whether it may bill reasoning that it never streams, whoever answers."""
+        asked, dialect, body = self.body["model"], self.dialect, self.body
+        names = (self.spec.at(target, asked) for target in self.spec.targets)
+        return any(dialect.reasons(body if name == asked else {**body, "model": name}) for name in names)
 
 
 def stoppable(order: Order) -> bool:
     """Whether all that an answer costs is seen as it comes, so that it can be stopped where credit ends."""
-    return order.writer is not None and not reasons_out_of_sight(order.body["model"])
+    return order.writer is not None and not order.reasons
 
 
 class Stream:
@@ -74,23 +119,30 @@ class Stream:
         "connection",
         "credit",
         "cut_by",
+        "early",
         "failure",
         "first_token_at",
+        "framer",
         "headers_sent",
         "input_tokens",
         "limit_headers",
         "order",
         "permit",
         "price",
+        "provider",
         "reading_on_from",
+        "reads",
+        "recorder",
         "send",
         "sending_since",
         "sent_at",
         "started_at",
         "terminal",
+        "translation",
         "usage",
         "wait_until",
         "whole",
+        "writer",
     )
 
     def __init__(
@@ -119,6 +171,13 @@ class Stream:
         self.booked: asyncio.Future[None] | None = None
         self.called = False  # the upstream has, or may have, got the request
         self.answer: UpstreamAnswer | None = None
+        self.provider: Provider | None = None  # whose answer it is
+        self.recorder: Recorder | None = None  # what is sent is kept, too
+        self.reads: Dialect = order.dialect  # what it speaks
+        self.writer: Writer | None = order.writer
+        self.translation: Translation | None = None
+        self.framer: Framer | None = None  # where the first event was waited for
+        self.early: list[Event] = []  # and what came with it
         self.failure: Exception | None = None  # what the client is told, where it is no success
         self.client_left = False
         self.reading_on_from: int | None = None  # the client left at so many tokens, and it is read on

@@ -17,11 +17,13 @@ from starlette.responses import Response
 
 from api.core.booking import ENDINGS, Ended, Happening
 from api.core.sse import EventTooLarge
+from api.core.translate.ways import Untranslatable
 from api.edge import send_failure
 from api.errors import Cut, Draining, failure_of
 from api.flow.admit import admit
 from api.flow.book import book
-from api.flow.call import call
+from api.flow.call import broke_off, call
+from api.flow.keep_stream import Recorder
 from api.flow.read_on import client_left, over
 from api.flow.relay import collect, extra_headers, relay, send_headers
 from api.flow.settle import settle
@@ -32,6 +34,7 @@ from api.ports import AccountsUnavailable, BudgetSpent, LedgerUnavailable, Limit
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from api.core.dialects import Writer
     from api.flow.gate import Gate
     from api.flow.stream import Order
     from auth.principal import Principal
@@ -87,6 +90,8 @@ async def _watch(gate: Gate, stream: Stream, receive: Receive, work: asyncio.Tas
 
 
 async def _walk(gate: Gate, stream: Stream) -> None:
+    if stream.order.kept is not None:
+        stream.recorder = Recorder(gate, stream.order.kept)
     try:
         stream.permit = await admit(gate, stream)
     except Exception as error:  # noqa: BLE001 - the error table sorts them
@@ -101,6 +106,7 @@ async def _walk(gate: Gate, stream: Stream) -> None:
         return
     await _last_beat(stream)
     permit_id = stream.permit.id
+    stream.limit_headers["x-sluicegate-stream"] = permit_id
     gate.live[permit_id] = stream
     try:
         try:
@@ -141,20 +147,25 @@ async def _still_welcome(gate: Gate, stream: Stream) -> None:
 async def _serve(gate: Gate, stream: Stream) -> None:
     """Book, call, relay. Returns with the ending decided and the upstream's connection let go."""
     try:
-        async with stream.cuttable(gate.policy.stream_seconds):
+        most = stream.order.spec.stream_seconds or gate.policy.stream_seconds
+        async with stream.cuttable(min(most, gate.policy.stream_seconds)):
             book(gate, stream)
             await call(gate, stream)
-            if stream.order.writer is None:
+            if stream.writer is None:
                 await collect(gate, stream)
             else:
-                await relay(gate, stream, stream.order.writer)
+                await relay(gate, stream, stream.writer)
         _cut_at_the_end(stream)
     except Exception as error:  # noqa: BLE001 - sorted below
         _decide(stream, error)
+        if stream.account.cause is Happening.UPSTREAM_BROKE:
+            broke_off(gate, stream)
     stream.uncuttable()
     await _last_beat(stream)
     if stream.answer is not None:
         await stream.answer.close()
+    if stream.provider is not None:
+        stream.provider.live -= 1
 
 
 async def _last_beat(stream: Stream) -> None:
@@ -185,7 +196,7 @@ def _decide(stream: Stream, error: Exception) -> None:
             stream.failure = Cut(cause)
         return
     stream.failure = error
-    if isinstance(error, UpstreamFailed | EventTooLarge):
+    if isinstance(error, UpstreamFailed | EventTooLarge | Untranslatable):
         refused = stream.answer is None
         account.happen(Happening.UPSTREAM_REFUSED if refused else Happening.UPSTREAM_BROKE)
     else:
@@ -196,18 +207,32 @@ def _decide(stream: Stream, error: Exception) -> None:
 
 async def _farewell(gate: Gate, stream: Stream) -> None:
     """The last bytes: terminal event, whole answer, error event or JSON error; or a broken connection."""
+    last = b"" if stream.writer is None else _closing(stream, stream.writer)
+    if stream.recorder is not None:
+        ended_well = stream.failure is None and stream.terminal is not None
+        over = stream.recorder.finish(last) if ended_well else stream.recorder.drop()
+        gate.walks.start(over, name="keep")  # beside the last bytes: neither waits for the other
     if stream.client_left:
         return
     try:
-        await _last_bytes(stream, min(_FAREWELL_SECONDS, gate.policy.send_seconds))
+        await _last_bytes(stream, last, min(_FAREWELL_SECONDS, gate.policy.send_seconds))
     except TimeoutError:
         stream.connection.abort()
     except (OSError, RuntimeError):  # the connection is gone
         log.debug("request %s: nobody was there for its last bytes", stream.order.request_id)
 
 
-async def _last_bytes(stream: Stream, patience_seconds: float) -> None:
-    writer, failure = stream.order.writer, stream.failure
+def _closing(stream: Stream, writer: Writer) -> bytes:
+    """How a stream ends."""
+    if stream.failure is not None:
+        return writer.error(failure_of(stream.failure))
+    if stream.account.cause is Happening.BUDGET and stream.usage is not None:
+        return writer.stopped(stream.usage)
+    return writer.end(stream.terminal)
+
+
+async def _last_bytes(stream: Stream, last: bytes, patience_seconds: float) -> None:
+    writer, failure = stream.writer, stream.failure
     if writer is None and failure is None:
         await _send_whole(stream, patience_seconds)
         return
@@ -215,17 +240,11 @@ async def _last_bytes(stream: Stream, patience_seconds: float) -> None:
         if failure is not None and (writer is None or not stream.headers_sent):
             failure_said = failure_of(failure)
             headers = {**stream.limit_headers, **failure_said.headers}
-            await send_failure(stream.send, replace(failure_said, headers=headers))
+            order, said = stream.order, replace(failure_said, headers=headers)
+            await send_failure(stream.send, said, order.dialect, order.request_id)
             return
-        assert writer is not None  # noqa: S101 - the cases without one are above
         if not stream.headers_sent:
             await send_headers(stream)
-        if failure is not None:
-            last = writer.error(failure_of(failure))
-        elif stream.account.cause is Happening.BUDGET and stream.usage is not None:
-            last = writer.stopped(stream.usage)
-        else:
-            last = writer.end(stream.terminal)
         await stream.send({"type": "http.response.body", "body": last, "more_body": False})
 
 

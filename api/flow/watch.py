@@ -69,8 +69,11 @@ class Watch:
         for fault in await asyncio.gather(*looks, return_exceptions=True):
             if fault is not None:
                 raise fault  # the doubts stay, and all are looked at again
-        if any(kind == "price" for kind, _ in self._doubts):
+        kinds = {kind for kind, _ in self._doubts}
+        if "price" in kinds:
             await self._gate.read_prices()
+        if "catalog" in kinds:
+            await self._gate.read_catalog()
         self._doubts.clear()
 
     async def _look_at_tenant(self, tenant_id: str, streams: list[Stream]) -> None:

@@ -67,12 +67,13 @@ def check(body: dict[str, Any], model: type[M]) -> M:
 
 def _too_many(body: dict[str, Any]) -> bool:
     """Whether the body, a message or a message's content is larger than anybody needs."""
-    messages = body.get("messages")
+    messages = body.get("messages", body.get("input"))
     if len(body) > MAX_ITEMS or not isinstance(messages, list):
         return len(body) > MAX_ITEMS
     parts = [message for message in messages[:MAX_ITEMS] if isinstance(message, dict)]
     contents = [part for message in parts if isinstance(part := message.get("content"), list)]
-    return len(messages) > MAX_ITEMS or any(len(item) > MAX_ITEMS for item in [*parts, *contents])
+    too_long = len(messages) > MAX_ITEMS and not isinstance(messages[0], int)  # tokens, to be embedded
+    return too_long or any(len(item) > MAX_ITEMS for item in [*parts, *contents])
 
 
 def bad_field(fault: Any) -> BadRequest:

@@ -35,7 +35,9 @@ async def readyz(gate: GateDep, response: Response) -> dict[str, str]:
     if not set(parts.values()) <= {"ok", "degraded"}:
         response.status_code = 503
         response.headers["retry-after"] = "1"
-    return parts
+    # An upstream that fails is no reason to take the worker out: the others of its models are asked.
+    standings = gate.providers.standings(gate.clock.monotonic())
+    return parts | {f"upstream {name}": str(standing) for name, standing in standings.items()}
 
 
 async def _state(ping: Awaitable[None]) -> str:

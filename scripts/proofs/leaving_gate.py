@@ -94,13 +94,23 @@ class Listened:
         """Its own."""
         return self.upstream.name
 
-    async def open(self, body: dict[str, Any]) -> UpstreamAnswer:
+    async def open(self, body: dict[str, Any], *dialect: str, **options: Any) -> UpstreamAnswer:
         """The provider's answer."""
-        return _Kept(await self.upstream.open(body), self.parts.setdefault(body["model"], []))
+        return _Kept(
+            await self.upstream.open(body, *dialect, **options), self.parts.setdefault(body["model"], [])
+        )
+
+    async def prepare(self, dialect: str) -> object:
+        """The provider's."""
+        return await self.upstream.prepare(dialect)
 
     async def models(self) -> bytes:
         """The provider's."""
         return await self.upstream.models()
+
+    async def close(self) -> None:
+        """The provider's."""
+        await self.upstream.close()
 
 
 @dataclass
@@ -147,7 +157,8 @@ async def _serve(directory: Path, upstream: str, database: str, redis: str) -> N
     )
     loop = asyncio.get_running_loop()
     async with serving(settings, max_streams=1000) as app:
-        listened = app.gate.upstream = Listened(app.gate.upstream)
+        provider = app.gate.providers.fixed["openai"]
+        listened = provider.upstream = Listened(provider.upstream)
         probe = Probe()
         probing = asyncio.create_task(probe.run())
         gc.collect()

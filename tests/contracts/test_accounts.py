@@ -38,6 +38,7 @@ FULL = TenantFields(
     max_waiters=5,
     max_wait_seconds=7,
     weight=3,
+    resume_minutes=7,
 )
 OTHER: dict[str, Any] = {
     "name": "another",
@@ -51,6 +52,7 @@ OTHER: dict[str, Any] = {
     "max_waiters": 10_000,
     "max_wait_seconds": 300,
     "weight": 1000,
+    "resume_minutes": 1440,
 }
 NULL = {"external_id": None, "default_model": None, "metadata": {}}
 
@@ -81,6 +83,7 @@ async def test_tenants_are_found_as_they_were_made(accounts, others) -> None:
             "max_waiters": 0,
             "max_wait_seconds": 30,
             "weight": 1,
+            "resume_minutes": 0,
             "id": made[1].id,
             "state": "active",
             "created_at": made[1].created_at,

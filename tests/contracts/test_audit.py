@@ -155,7 +155,7 @@ async def test_an_entry_tells_what_was_decided(accounts) -> None:
     """All fields of a new tenant or key, and of a patch those that it sets, as JSON."""
     fields = {"external_id": "crm", "default_model": "m", "time_zone": "Asia/Tokyo", "metadata": {"é": "水"}}
     fields |= {"limits": {"tokens_per_day": 5}, "end_user_limits": {"max_streams": 1}}
-    fields |= {"max_waiters": 4, "max_wait_seconds": 3, "weight": 2}
+    fields |= {"max_waiters": 4, "max_wait_seconds": 3, "weight": 2, "resume_minutes": 6}
     given = {"limits": {"tokens_per_day": None, "tokens_per_minute": 7, "shadow": []}}
     one = await tenant(accounts, "ü", **fields)
     await accounts.change_tenant(one.id, {"default_model": None, "metadata": {}, **given}, by=BY)

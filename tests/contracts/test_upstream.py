@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from api.adapters.tokenizer_toktok import ToktokTokenizer
+from api.adapters.upstream_http import Line
 from api.adapters.upstream_openai import OpenAIUpstream
 from api.adapters.upstream_scripted import ScriptedUpstream
 from api.core.sse import Framer
-from api.ports import UpstreamFailed
+from api.ports import Patience, UpstreamFailed
 from tests.contracts.helpers import bounded, eventually
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def body(script: str = "", **fields: Any) -> dict[str, Any]:
 
 def open_openai(base_url: str, silence_seconds: float = 20) -> OpenAIUpstream:
     """The adapter under test."""
-    return OpenAIUpstream(api_key=KEY, base_url=base_url, silence_seconds=silence_seconds)
+    line = Line(Patience(silence_seconds=silence_seconds))
+    return OpenAIUpstream("openai", api_key=KEY, base_url=base_url, line=line)
 
 
 async def gather_pieces(answer: UpstreamAnswer, pieces: list[bytes]) -> None:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from openai import AsyncOpenAI
 
-from api.adapters.upstream_openai import OpenAIUpstream
 from api.ports import UpstreamFailed
 from tests.contracts.helpers import bounded, eventually, turns
+from tests.contracts.test_upstream import open_openai
 from tests.contracts.wires import STREAM_HEAD, Provider, chunked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from api.adapters.upstream_openai import OpenAIUpstream
     from api.ports import UpstreamAnswer
 
 KEY = "sk-THE-SECRET-KEY"
@@ -31,7 +32,7 @@ DONE = b"data: [DONE]\n\n"
 @asynccontextmanager
 async def upstream_of(provider: Provider, silence_seconds: float = 20) -> AsyncIterator[OpenAIUpstream]:
     """The adapter under test."""
-    upstream = OpenAIUpstream(api_key=KEY, base_url=provider.url, silence_seconds=silence_seconds)
+    upstream = open_openai(provider.url, silence_seconds)
     try:
         yield upstream
     finally:
@@ -135,7 +136,7 @@ async def test_a_proxy_of_the_environment_is_used(monkeypatch, bypass) -> None:
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.setenv(name, bypass)
-        upstream = OpenAIUpstream(api_key=KEY, base_url="http://provider.invalid/v1", silence_seconds=20)
+        upstream = open_openai("http://provider.invalid/v1")
         try:
             await bounded((await bounded(upstream.open(BODY))).close())
         except UpstreamFailed:

@@ -18,10 +18,9 @@ from api.core.script import (
     UnknownModel,
     allowed,
     script_of,
-    stream_steps,
     text_of,
-    whole_answer,
 )
+from api.core.script_chat import stream_steps, whole_answer
 from api.core.sse import Framer
 from api.core.usage import Reported
 from tests.core.oracle import ENCODINGS, oracle
@@ -87,7 +86,7 @@ def test_a_name_alone_is_the_default_script():
 def test_a_script_rides_in_the_models_name():
     """Each field of Script can be set there, numbers as numbers."""
     for number, field in enumerate(fields(Script), start=1):
-        value = f"l{number}" if field.name == "label" else number
+        value = f"l{number}" if field.name in {"label", "say"} else number
         assert getattr(script_of(f"scripted?{field.name}={value}"), field.name) == value
     assert script_of("gpt-4o?tokens=5&label=a+b") == Script(tokens=5, label="a b")
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from api.core.booking import Ended, Happening
+from api.flow.providers import Providers
 from api.flow.tend import tick
 from api.flow.watch import Watch
 from api.ports import AccountsUnavailable
@@ -165,7 +166,7 @@ async def test_one_look_that_fails_keeps_no_other_from_being_cut() -> None:
     hands = [Hand() for _ in range(3)]
     gate, running = hands[0].gate, []
     for number, hand in enumerate(hands):
-        gate.upstream, hand.gate = hand.upstream, gate
+        gate.providers, hand.gate = Providers.of(hand.upstream), gate
         limits = (Limit("tenant", "tn_1", 3),)
         hand.caller = replace(hand.caller, key_id=f"k{number}", limits=limits)
         running.append(await flowing(hand))

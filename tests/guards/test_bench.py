@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from scripts.benchmarks import admission, auth, flood, gate, usage
+from scripts.benchmarks import admission, auth, failover, flood, gate, usage
 from scripts.load import Line, request_bytes
 from scripts.proofs import caps, leaving, streams
 from tests.support.servers import ROOT
@@ -22,6 +22,7 @@ MAINS = {
     "admission": admission,
     "auth": auth,
     "caps": caps,
+    "failover": failover,
     "flood": flood,
     "gate": gate,
     "leaving": leaving,

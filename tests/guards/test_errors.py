@@ -16,21 +16,27 @@ import auth
 from api.accounts import ExternalIdTaken, NoSuchKey, NoSuchTenant
 from api.adapters.lease_sql import LostLease
 from api.adapters.rollups_sql import NotKept
+from api.adapters.sealer_aesgcm import CannotOpen
 from api.adapters.spool_file import SpoolFull
+from api.cataloging import NoSuchEntry, NoSuchUpstream, UpstreamInUse
 from api.core.booking import ENDINGS, Ended, Happening, IllegalStep
+from api.core.dialects import openai_chat
 from api.core.script import UnknownModel
 from api.core.sse import EventTooLarge
+from api.core.translate import CannotTranslate
+from api.core.translate.ways import Untranslatable
 from api.core.usage_query import BadQuery
 from api.errors import (
     CUTS,
     ROWS,
     BadRequest,
+    Conflict,
     Cut,
     Draining,
+    NoSuchModel,
     NotFound,
     TooManyAttempts,
     failure_of,
-    json_error,
 )
 from api.flow.export import Stopped
 from api.ports import (
@@ -62,6 +68,8 @@ NEEDS_NO_ROW = {
     LostLease: "the leader's work ends with it, and another worker leads",
     SpoolFull: "settlements wait in memory, bookings are LedgerUnavailable",
     BadQuery: "routes make it a BadRequest, commands a usage error",
+    CannotOpen: "a provider's key is as if it were not there; a command says it",
+    CannotTranslate: "the call makes it an UpstreamFailed that blames the request",
     NotKept: "a repair on the command line says what is not there any more",
 }
 NOT_IMPORTED = (
@@ -95,6 +103,12 @@ EXAMPLES: dict[type[Exception], list[Exception]] = {
     LedgerUnavailable: [LedgerUnavailable(SECRET), LedgerUnavailable()],
     Draining: [Draining(), Draining(SECRET)],
     EventTooLarge: [EventTooLarge(SECRET)],
+    Untranslatable: [Untranslatable(SECRET)],
+    NoSuchModel: [NoSuchModel("mystery")],
+    Conflict: [Conflict("no", "idempotency_key_reused")],
+    NoSuchUpstream: [NoSuchUpstream("backup")],
+    NoSuchEntry: [NoSuchEntry("There is no model `x`.")],
+    UpstreamInUse: [UpstreamInUse("backup", "fast")],
     UpstreamFailed: [
         UpstreamFailed("The provider could not be reached."),
         UpstreamFailed("The provider fell silent.", timed_out=True),
@@ -148,7 +162,7 @@ def test_every_row_is_tried_here():
 def test_every_failure_is_one_that_clients_understand(error: Exception, failure: Failure):
     """A status of 4xx or 5xx, OpenAI's error object with text in each place, headers that can be sent."""
     assert 400 <= failure.status <= 599
-    body: dict[str, Any] = json.loads(json_error(failure))["error"]
+    body: dict[str, Any] = json.loads(openai_chat.error_body(failure, "req_1"))["error"]
     assert set(body) == {"message", "type", "param", "code"}
     for field in ("message", "type", "code"):
         assert isinstance(body[field], str), field

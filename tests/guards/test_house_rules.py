@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 MAX_LINES = 400
 SOURCES = sorted(
-    path for folder in ("api", "auth", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("api", "auth", "scripts", "tests")
+    for path in (ROOT / folder).rglob("*.py")
+    if "node_modules" not in path.parts
 )
 TESTS = [path for path in SOURCES if path.is_relative_to(ROOT / "tests")]
 ESCAPES = {"skip", "skipif", "skipIf", "skipUnless", "SkipTest", "skipTest", "importorskip", "xfail", "flaky"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 
@@ -10,6 +11,7 @@ import pytest
 from tests.support.servers import ROOT
 
 FILES = ["run", "test"]
+SDKS = ROOT / "tests" / "sdks"
 CARD = {"fastapi", "uvicorn", "openai", "python-jose", "libpass", "redis", "slowapi", "fakeredis"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -77,3 +79,15 @@ def test_a_package_of_the_card_is_imported_by_the_product(distribution):
     """Named and not used would be a lie."""
     sources = [path.read_text() for folder in ("api", "auth") for path in (ROOT / folder).rglob("*.py")]
     assert any(re.search(rf"^\s*(from|import) {distribution}\b", source, re.MULTILINE) for source in sources)
+
+
+def test_what_the_sdk_probes_install_is_pinned_too():
+    """Older Python SDKs by hashes, Node's by a lock file with integrity; neither says where from."""
+    older = (SDKS / "older.txt").read_text()
+    assert older.count("--hash=sha256:") > older.count("==")
+    lock = (SDKS / "package-lock.json").read_text()
+    packages = [found for found in json.loads(lock)["packages"].values() if "version" in found]
+    assert len(packages) > 5
+    assert all(found["integrity"].startswith("sha512-") for found in packages)
+    for word in ("://", "resolved", "npmjs", "pypi", "pythonhosted"):
+        assert word not in older + lock.replace("https://opencollective.com", ""), word

@@ -23,6 +23,7 @@ OPEN = {
     "/static/{name}": "the page's files; a fixed list",
     "/healthz": "a load balancer has no key",
     "/readyz": "a load balancer has no key",
+    "/metrics": "Prometheus has no key; it says nothing of tenants",
     "/auth/login": "this is where an admin gets a credential; throttled",
     "/openapi.json": "the description of the interface",
     "/docs": "the same, to read",
@@ -84,11 +85,13 @@ def scopes_of(path: str) -> tuple[str, ...]:
         return ("admin",)
     if "usage" in path:
         return ("usage:read", "tenant:admin")
+    if path.startswith(("/v1/models", "/v1/embeddings")):
+        return ("chat", "embeddings") if "models" in path else ("embeddings",)
     return ("tenant:admin",) if path.startswith("/v1/keys") else ("chat",)
 
 
 def test_the_scope_that_a_route_requires_follows_from_where_it_stands():
-    """What costs money asks for chat, what decides for an admin; the exceptions are on two short lists."""
+    """What costs money asks for chat or embeddings, what decides for an admin; two lists of others."""
     for path, _, route in ROUTES:
         if path not in OPEN:
             asked = {call.scopes for call in dependencies(route.dependant) if isinstance(call, Requires)}
@@ -147,7 +150,12 @@ def test_every_reference_resolves():
         assert node
 
 
-BODILESS = {"/auth/logout", "/admin/tenants/{tenant_id}/suspend", "/admin/tenants/{tenant_id}/resume"}
+BODILESS = {
+    "/auth/logout",
+    "/admin/tenants/{tenant_id}/suspend",
+    "/admin/tenants/{tenant_id}/resume",
+    "/v1/streams/{stream_id}/stop",
+}
 """What these do is all said in their path."""
 
 
@@ -161,7 +169,7 @@ def test_every_route_that_changes_something_describes_its_body():
 def test_every_public_route_is_on_the_page():
     """But for the page at `/`, its files, and the documentation itself."""
     hidden = {path for path, _, _ in ROUTES} - set(DOCUMENT["paths"])
-    assert hidden == set(OPEN) - {"/healthz", "/readyz", "/auth/login"}
+    assert hidden == set(OPEN) - {"/healthz", "/readyz", "/metrics", "/auth/login"}
 
 
 async def test_a_wrong_method_says_which_are_right():

@@ -59,7 +59,9 @@ def test_every_setting_can_be_set_by_its_name(monkeypatch: pytest.MonkeyPatch):
     issuers = EXAMPLE.cwd() / "issuers.json"
     issuers.write_text("[]")
     values |= {"ISSUERS_FILE": str(issuers), "TRUSTED_PROXIES": "10.0.0.0/8"}
-    values |= {"OPENAI_BASE_URL": "http://x", "HOST": "localhost"}
+    values |= {"OPENAI_BASE_URL": "http://x", "ANTHROPIC_BASE_URL": "http://x", "HOST": "localhost"}
+    values |= {"UPSTREAM_PROXY": "http://x", "UPSTREAM_CA_FILE": str(issuers)}
+    values |= {"UPSTREAM_METADATA_HOSTS": "true"}
     defaults = Settings(_env_file=None)
     for name in sorted(NAMES - {"WEB_CONCURRENCY"}):
         number = isinstance(getattr(defaults, name.lower()), int | float)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.core.demand import Terms as LimiterTerms
 from api.core.limits import Book
+from api.flow.providers import Providers
 from api.flow.turns import Places
 from api.ports import Renewed
 from auth.principal import Limit, Principal, Scope, Terms
@@ -73,7 +74,7 @@ def now_us() -> int:
 class Hall:
     """Requests of several tenants at one gate. Each is a Hand with a client and a provider of its own."""
 
-    name = "hall"
+    name = "hand"  # as each Hand's own is called
 
     def __init__(self, places: int = 0, **policy: Any) -> None:
         self.first = Hand(**policy)
@@ -82,11 +83,11 @@ class Hall:
         self.limiter = BookLimiter()
         self.gate.limiter = self.limiter  # type: ignore[assignment] - the parts that the flow uses
         self.gate.places = Places(places)
-        self.gate.upstream = self  # type: ignore[assignment] - as above
+        self.gate.providers = Providers.of(self)  # type: ignore[arg-type] - as above
         self.hands: dict[str, Hand] = {}
         self.opened: list[str] = []
 
-    async def open(self, body: dict[str, Any]) -> Any:
+    async def open(self, body: dict[str, Any], *_dialect: str, **_options: Any) -> Any:
         """The provider: whose request it is stands in the body."""
         self.opened.append(body["user"])
         return await self.hands[body["user"]].upstream.open(body)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from api.adapters.clock_system import SystemClock
 from api.adapters.tokenizer_toktok import ToktokTokenizer
+from api.core.catalog import ModelSpec, Target
 from api.core.demand import NEVER_US, Reply, Shape, Verdict
 from api.core.dialects import openai_chat, plain
 from api.core.meter import Meter
@@ -16,6 +17,7 @@ from api.core.money import Price, Prices, PriceVersion
 from api.core.policy import Policy
 from api.edge import Connection
 from api.flow.gate import Gate
+from api.flow.providers import Providers
 from api.flow.stream import Order
 from api.flow.turns import Places
 from api.flow.walk import Walk
@@ -227,7 +229,7 @@ class HandUpstream:
     def feed(self, data: bytes | Exception) -> None:
         self.bytes.put_nowait(data)
 
-    async def open(self, body: dict[str, Any]) -> HandUpstream:
+    async def open(self, body: dict[str, Any], *_dialect: str, **_options: Any) -> HandUpstream:
         self.log.append("open")
         self.bodies.append(body)
         try:
@@ -243,6 +245,9 @@ class HandUpstream:
         if isinstance(data, Exception):
             raise data
         return data
+
+    async def models(self) -> bytes:
+        return b""
 
     async def finish(self) -> None:
         self.log.append("finish")
@@ -265,8 +270,10 @@ class Hand:
             clock=SystemClock(),
             limiter=self.limiter,  # type: ignore[arg-type] - the parts that the flow uses
             ledger=self.ledger,  # type: ignore[arg-type]
+            replays=None,  # type: ignore[arg-type]
             usage=None,  # type: ignore[arg-type]
-            upstream=self.upstream,
+            providers=Providers.of(self.upstream),
+            catalog_book=None,  # type: ignore[arg-type]
             accounts=None,  # type: ignore[arg-type]
             credentials=None,  # type: ignore[arg-type]
             authenticator=self.authenticator,  # type: ignore[arg-type]
@@ -284,7 +291,15 @@ class Hand:
                 plain.PlainWriter() if dialect == plain.NAME else openai_chat.ChatWriter(include_usage=False)
             )
         meter = Meter("scripted", openai_chat.prompt_of(body))
-        self.order = Order(request_id="req_1", dialect=dialect, body=body, meter=meter, writer=writer)
+        self.order = Order(
+            request_id="req_1",
+            dialect=openai_chat,
+            name=dialect,
+            body=body,
+            meter=meter,
+            writer=writer,
+            spec=ModelSpec("scripted", (Target("hand"),)),
+        )
         self.caller = Principal(
             frozenset({Scope.CHAT}), tenant_id="tn_1", key_id="k1", limits=(Limit("tenant", "tn_1", 1),)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
     from tests.support.servers import PostgresServer, ScriptedProcess
 
 
-@pytest.fixture(scope="module")
-def gate(
-    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, scripted: ScriptedProcess
+@contextmanager
+def two_workers(
+    directory: Path, postgres_server: PostgresServer, scripted: ScriptedProcess, **more: str
 ) -> Iterator[GateProcess]:
-    """Two workers, shared by a module's tests; each test makes its own tenants."""
+    """With a Redis and a database of their own, and `more` settings."""
     with running(RedisServer()) as redis:
         redis.start()
         with gate_process(
-            tmp_path_factory.mktemp("gate"),
+            directory,
             DATABASE_URL=postgres_server.new_database(),
             REDIS_URL=redis.url,
             OPENAI_BASE_URL=f"{scripted.url}/v1",
@@ -33,8 +34,18 @@ def gate(
             SECRET_KEY=SECRET_KEY,
             ADMIN_EMAIL="boss@example.com",
             ADMIN_PASSWORD="correct horse battery staple",
+            **more,
         ) as process:
             yield process
+
+
+@pytest.fixture(scope="module")
+def gate(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, scripted: ScriptedProcess
+) -> Iterator[GateProcess]:
+    """Two workers, shared by a module's tests; each test makes its own tenants."""
+    with two_workers(tmp_path_factory.mktemp("gate"), postgres_server, scripted) as process:
+        yield process
 
 
 @pytest.fixture

@@ -33,6 +33,9 @@ EXPOSED = {
     "retry-after-ms",
     "x-should-retry",
     "x-sluicegate-mode",
+    "x-sluicegate-stream",
+    "x-sluicegate-upstream",
+    "x-sluicegate-replay",
     "ratelimit",
     "ratelimit-policy",
     *(

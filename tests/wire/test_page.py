@@ -63,7 +63,7 @@ async def ask(page: Page, key: str, prompt: str, model: str = "") -> None:
     """Fill in the form and send it."""
     await page.fill("#key", key)
     await page.press("#key", "Tab")
-    await expect(page.locator("#model option")).to_have_count(4)
+    await expect(page.locator("#model option")).to_have_count(5)
     if model:
         await page.evaluate(
             "m => document.querySelector('#model').add(new Option(m, m, true, true))",

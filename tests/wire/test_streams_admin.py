@@ -173,7 +173,7 @@ async def ends_one_of_each_worker(gate: GateProcess) -> None:
         assert (status, said["id"], said["tenant_id"]) == (202, stream_id, tenant)
         last = await people.last_event(client)
         assert time.monotonic() - since < people.CUT_SECONDS
-        assert last == {"error": "An admin ended this stream.", "code": "ended_by_admin"}
+        assert last == {"error": "This stream was ended on request.", "code": "ended_by_admin"}
     events = await people.settled(gate, tenant, len(streams))
     ends = {(event["ended"], event["cause"], event["output_tokens"]) for event in events}
     assert ends == {("cut", "ended_by_admin", 10)}

@@ -39,6 +39,7 @@ NEVER = {
     "key_id": "NeverIssued0",
     "tenant_id": "tn_never",
     "token_id": "never-bought",
+    "name": "upstream-of-nobody",
 }
 """Ids that nothing ever had."""
 
@@ -48,10 +49,17 @@ WITH_IDS: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/v1/keys/{key_id}/rotate"): (404, {"grace_seconds": 0}),
     ("DELETE", "/v1/keys/{key_id}"): (404, None),
     ("DELETE", "/v1/tokens/{token_id}"): (204, None),
+    ("POST", "/v1/streams/{stream_id}/stop"): (404, None),
 }
 """A tenant's routes with somebody's id in the path: the answer for an id that is not the caller's."""
 
-ID_FREE = {("GET", "/static/{name}"): "the page's files; a fixed list"}
+ID_FREE = {
+    ("GET", "/static/{name}"): "the page's files; a fixed list",
+    (
+        "GET",
+        "/v1/models/{model}",
+    ): "a model's name; a tenant's own are its own in tests/wire/test_models.py",
+}
 
 
 @dataclass
@@ -76,7 +84,7 @@ def tenant_of(gate: GateProcess) -> Tenant:
     assert people.chat(gate, token).status_code == 200
     [event] = call(gate, "GET", "/v1/usage/events", issued["key"])["data"]
     ids = {"key_id": issued["id"], "tenant_id": tenant, "token_id": token_id, "after": event["id"]}
-    ids["stream_id"] = event["id"]
+    ids |= {"stream_id": event["id"], "name": f"upstream-of-{tenant}"}
     return Tenant(tenant, issued["key"], token, ids)
 
 

@@ -8,13 +8,13 @@ stream is unnamed events whose data is a `chat.completion.chunk`, and ends with 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from api.core.dialects import Piece, Prompt, Seen
-from api.core.sse import Event, data_event
-from api.core.usage import Reported, reasons_out_of_sight
+from api.core.dialects import Piece, Prompt, Seen, Tokens
+from api.core.sse import HEARTBEAT, Event, data_event
+from api.core.usage import Reported, reasons_out_of_sight, thinks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,7 @@ class _Delta(msgspec.Struct):
     reasoning: str | None = None  # vLLM, OpenRouter
     function_call: _Function | None = None  # OpenAI, before tools
     tool_calls: list[_ToolCall] | None = None
+    audio: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -56,23 +57,23 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-# What the ledger can hold and sums can bear; more is nonsense, and so is less than nothing.
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+class InputDetails(msgspec.Struct):
+    """Of the input; responses have the same."""
+
+    cached_tokens: Tokens | None = 0
 
 
-class _InputDetails(msgspec.Struct):
-    cached_tokens: _Tokens | None = 0
+class OutputDetails(msgspec.Struct):
+    """Of the output; responses have the same."""
 
-
-class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: _Tokens | None = 0
+    reasoning_tokens: Tokens | None = 0
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: _Tokens = 0
-    completion_tokens: _Tokens = 0
-    prompt_tokens_details: _InputDetails | None = None
-    completion_tokens_details: _OutputDetails | None = None
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
+    prompt_tokens_details: InputDetails | None = None
+    completion_tokens_details: OutputDetails | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -128,13 +129,18 @@ def _read_choice(choice: _Choice, seen: Seen) -> None:
     reasoning = delta.reasoning_content or delta.reasoning
     if reasoning:
         seen.pieces.append(Piece((choice.index, "reasoning"), reasoning))
-    if not delta.tool_calls and delta.function_call is None:
-        return
+    if delta.audio is not None:
+        seen.unreadable = True  # what it costs only the provider can say
+    if delta.tool_calls or delta.function_call is not None:
+        _read_calls(choice.index, delta, seen)
+
+
+def _read_calls(choice: int, delta: _Delta, seen: Seen) -> None:
     calls = [(f"tool {call.index or 0}", call.function) for call in delta.tool_calls or ()]
     for channel, function in [*calls, ("function", delta.function_call)]:
         text = (function.name or "") + (function.arguments or "") if function is not None else ""
         if text:
-            seen.pieces.append(Piece((choice.index, channel), text))
+            seen.pieces.append(Piece((choice, channel), text))
 
 
 def _reported(usage: _Usage) -> Reported:
@@ -212,6 +218,21 @@ def limited(body: dict[str, Any], tokens: int) -> dict[str, Any]:
     return rest | {_LIMITS[0 if newer else 1]: tokens if asked is None else min(asked, tokens)}
 
 
+def reasons(body: dict[str, Any]) -> bool:
+    """Whether the model bills reasoning that it never streams, or streams a summary of."""
+    effort, model = body.get("reasoning_effort"), body["model"]
+    return reasons_out_of_sight(model) or thinks(model, asked=None if effort is None else effort != "none")
+
+
+def asking_usage(body: dict[str, Any], *, continuous: bool) -> dict[str, Any]:
+    """Ask for usage always; a client that did not ask for it does not get to see it.
+
+    `continuous` is vLLM's, in each chunk: then an early stop is known exactly.
+    """
+    wanted = {"include_usage": True, **({"continuous_usage_stats": True} if continuous else {})}
+    return {**body, "stream_options": {**(body.get("stream_options") or {}), **wanted}}
+
+
 def models_where(body: bytes, allowed: Callable[[str], bool]) -> bytes:
     """A list of models, without those that are not allowed. What cannot be read passes as it is."""
     try:
@@ -230,6 +251,11 @@ def error_object(failure: Failure) -> dict[str, Any]:
         "param": failure.param,
         "code": failure.code,
     }
+
+
+def error_body(failure: Failure, request_id: str) -> bytes:  # noqa: ARG001 - Anthropic's has it in the body
+    """The JSON of an error answer."""
+    return msgspec.json.encode({"error": error_object(failure)})
 
 
 class ChatWriter:
@@ -310,3 +336,7 @@ class ChatWriter:
                 }
             )
         )
+
+    def heartbeat(self) -> bytes:
+        """A comment."""
+        return HEARTBEAT

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from api.core.dialects.openai_chat import DONE
-from api.core.sse import Event, data_event
+from api.core.sse import HEARTBEAT, Event, data_event
 
 if TYPE_CHECKING:
     from api.core.dialects import Failure, Seen
@@ -51,3 +51,7 @@ class PlainWriter:
     def error(self, failure: Failure) -> bytes:
         """The error line."""
         return data_event(msgspec.json.encode({"error": failure.message, "code": failure.code}))
+
+    def heartbeat(self) -> bytes:
+        """A comment."""
+        return HEARTBEAT
