@@ -209,9 +209,10 @@ async def _farewell(gate: Gate, stream: Stream) -> None:
     """The last bytes: terminal event, whole answer, error event or JSON error; or a broken connection."""
     last = b"" if stream.writer is None else _closing(stream, stream.writer)
     if stream.recorder is not None:
-        ended_well = stream.failure is None and stream.terminal is not None
-        over = stream.recorder.finish(last) if ended_well else stream.recorder.drop()
-        gate.walks.start(over, name="keep")  # beside the last bytes: neither waits for the other
+        if stream.failure is None and stream.terminal is not None:
+            gate.walks.start(stream.recorder.finish(last), name="keep")  # neither waits for the other
+        else:
+            await stream.recorder.drop()  # who is told that it failed may ask again at once
     if stream.client_left:
         return
     try:
