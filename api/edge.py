@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,6 +34,9 @@ _SECURITY_HEADERS = (
 
 
 _ANTHROPIC = "/v1/messages"
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""Whose work it is that is being done: for the logs."""
 
 
 class Connection(NamedTuple):
@@ -81,6 +85,7 @@ class Edge:
         request_id = _request_id(headers)
         anthropic = dialect_of(scope) is anthropic_messages
         scope["state"]["request_id"] = request_id
+        REQUEST_ID.set(request_id)
 
         def send_with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":

@@ -6,6 +6,7 @@ import gc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from api import logs
 from api.app import create_app
 from api.runtime import open_ports
 from api.settings import Settings
@@ -35,4 +36,6 @@ async def _settled(settings: Settings) -> AsyncIterator[LifespanState]:
         yield state
 
 
-app = create_app(Settings(), _settled)
+_SETTINGS = Settings()
+logs.set_up(_SETTINGS)
+app = create_app(_SETTINGS, _settled)

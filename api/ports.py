@@ -27,19 +27,37 @@ if TYPE_CHECKING:
 class LimitReached(Exception):  # noqa: N818 - reads as what happened
     """A limit on streams or per minute. Waiting helps for `retry_after_seconds`; None: it never does."""
 
-    def __init__(self, text: str, retry_after_seconds: float | None, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        text: str,
+        retry_after_seconds: float | None,
+        headers: Mapping[str, str],
+        *,
+        limit: str = "",
+        of: str = "",
+    ) -> None:
         super().__init__(text)
         self.retry_after_seconds = retry_after_seconds
         self.headers = headers
+        self.limit, self.of = limit, of  # which one, and whose
 
 
 class BudgetSpent(Exception):  # noqa: N818
     """A budget is used up, or has not enough left for this request, until its period ends."""
 
-    def __init__(self, text: str, retry_after_seconds: float | None, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        text: str,
+        retry_after_seconds: float | None,
+        headers: Mapping[str, str],
+        *,
+        limit: str = "",
+        of: str = "",
+    ) -> None:
         super().__init__(text)
         self.retry_after_seconds = retry_after_seconds
         self.headers = headers
+        self.limit, self.of = limit, of  # which one, and whose
 
 
 class GateFull(Exception):  # noqa: N818
@@ -225,6 +243,11 @@ class Limiter(Protocol):
 
 class Ledger(Protocol):
     """The record. Writes of all streams of a worker are committed in groups."""
+
+    @property
+    def spooled_bytes(self) -> int:
+        """What waits on disk for the database."""
+        ...
 
     @property
     def away(self) -> bool:

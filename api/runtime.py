@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +27,7 @@ from api.adapters.ledger_spool import LedgerSpool, replay_orphans
 from api.adapters.ledger_sql import SqlLedger
 from api.adapters.limiter_redis import RedisLimiter
 from api.adapters.limiter_share import ShareLimiter
+from api.adapters.numbers_files import NumbersFiles
 from api.adapters.outbox_sql import SqlOutbox
 from api.adapters.partitions_sql import Partitions
 from api.adapters.prices_sql import SqlPrices
@@ -44,6 +46,7 @@ from api.core.policy import Policy
 from api.flow import export as export_flow
 from api.flow.gate import Gate
 from api.flow.keep import Job, lead, repeat
+from api.flow.numbers import tell_the_others
 from api.flow.providers import Providers
 from api.flow.tend import tend
 from api.flow.turns import Places
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from api.deps import LifespanState
     from api.ports import Clock
     from api.settings import Settings
+    from api.telemetry import Traces
 
 
 T = TypeVar("T")
@@ -144,6 +148,8 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             prices=await _with_database(ledger, price_book.load),
             policy=policy_of(settings, worker),
             places=Places(settings.max_worker_streams),
+            shelf=_shelf(settings, worker),
+            traces=_traces(settings, stack, worker),
         )
         await _with_database(ledger, gate.read_catalog)
         pulse = Pulse(keeping, clock, worker)
@@ -169,6 +175,21 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             await note_used(gate)
             await gate.chores.cancel()
             await leave()
+
+
+def _shelf(settings: Settings, worker: str) -> NumbersFiles:
+    process = os.getppid() if settings.web_concurrency > 1 else os.getpid()
+    return NumbersFiles(settings.data_dir / "metrics", process, worker)
+
+
+def _traces(settings: Settings, stack: AsyncExitStack, worker: str) -> Traces | None:
+    if settings.otel_sdk_disabled or not settings.otel_exporter_otlp_endpoint:
+        return None
+    from api.adapters.traces_otel import Traces  # noqa: PLC0415 - slow to import, and mostly off
+
+    traces = Traces(settings.otel_exporter_otlp_endpoint, settings.otel_service_name, worker)
+    stack.push_async_callback(asyncio.to_thread, traces.close)
+    return traces
 
 
 async def _with_database(ledger: SqlLedger, work: Callable[[], Awaitable[T]]) -> T:
@@ -233,8 +254,11 @@ def _keep(
     books: list[Job] = [Rollups(engine, lease), partitions]
 
     async def look_after() -> None:
+        before = reaper.closed
         await reaper.look()
         await lead(lease.hold, [reaper])
+        if reaper.closed > before:
+            gate.numbers.add("reaper_closed", by=reaper.closed - before)
 
     async def take_over() -> None:
         if not ledger.away:
@@ -242,6 +266,8 @@ def _keep(
             await replay_orphans(settings.spool_dir, ledger.commit_again, max_bytes=most)
 
     async def leave() -> None:
+        with suppress(OSError):
+            await tell_the_others(gate)
         with suppress(Exception):
             async with asyncio.timeout(_LEAVE_SECONDS):
                 await lease.give_up()
@@ -254,6 +280,7 @@ def _keep(
         # Apart: a backlog of the books must not keep the dead waiting.
         ("reaper", "what the dead have left waits", look_after),
         ("books", "the books wait", lambda: lead(lease.hold, books)),
+        ("numbers", "metrics cannot be written", lambda: tell_the_others(gate)),
     ):
         gate.chores.start(repeat(work, what, seconds=seconds), name=name)
     if settings.export_url:

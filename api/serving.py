@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.supervisors import Multiprocess, multiprocess
 
-from api import demo
+from api import demo, logs
 from api.accounts import Actor, KeyFields, NoSuchTenant, TenantFields
 from api.adapters.accounts_sql import SqlAccounts
 from api.adapters.clock_system import SystemClock
@@ -36,6 +36,7 @@ _START = Actor("start")  # who it is that makes the first admin, and the demo's 
 
 def serve(settings: Settings, *, as_json: bool) -> None:
     """Run until a signal says stop."""
+    logs.set_up(settings)
     if settings.auto_migrate:
         migrate(settings.ledger_url)
     secrets = asyncio.run(prepare(settings))
@@ -82,7 +83,7 @@ def _config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         "api.main:app",
         workers=settings.web_concurrency,
-        log_level=settings.log_level,
+        log_config=None,  # api.logs has seen to it
         access_log=False,
         server_header=False,
         proxy_headers=False,  # api.app takes the word of TRUSTED_PROXIES, and of nobody else

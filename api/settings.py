@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     web_concurrency: Annotated[int, Field(ge=1, le=256)] = 1
     log_level: Literal["critical", "error", "warning", "info", "debug"] = "info"
 
+    log_format: Literal["auto", "json", "text"] = "auto"
+    otel_exporter_otlp_endpoint: str = ""
+    otel_service_name: str = "sluicegate"
+    otel_sdk_disabled: bool = False
+
     data_dir: Path = Path(".sluicegate")
     database_url: str = ""
     redis_url: str = "memory://"

@@ -8,6 +8,7 @@ wrong with the request itself is wrong everywhere. After the first event an answ
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from api.flow.gate import Gate
     from api.flow.providers import Provider
     from api.flow.stream import Stream
+
+log = logging.getLogger("sluicegate.call")
 
 _ITS_OWN = frozenset({401, 402, 403, 408, 429})
 """Refusals below 500 that are about the upstream's account or load, not about the request."""
@@ -187,6 +190,8 @@ async def _let_go(stream: Stream) -> None:
 
 def _note(gate: Gate, provider: Provider, failure: UpstreamFailed) -> None:
     """What a failure says of the upstream."""
+    gate.numbers.add("upstream_failures", provider.spec.name, "before")
+    log.info("the upstream %s failed: %s", provider.spec.name, failure.status or "no answer")
     now, breaker = gate.clock.monotonic(), provider.breaker
     asked = failure.retry_after
     rest = float(asked) if asked and asked.isascii() and asked.isdigit() else None
@@ -203,6 +208,7 @@ def _note(gate: Gate, provider: Provider, failure: UpstreamFailed) -> None:
 def broke_off(gate: Gate, stream: Stream) -> None:
     """The answer that was being read broke off."""
     if stream.provider is not None:
+        gate.numbers.add("upstream_failures", stream.provider.spec.name, "midway")
         stream.provider.breaker.failed(gate.clock.monotonic(), random.random())  # noqa: S311 - as above
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from api.core.booking import Happening
+from api.core.numbers import Numbers
 from api.errors import Draining
 from api.flow.pace import Pace
 from api.flow.turns import Lines, Places
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from api.ports import Clock, Doorbell, Ledger, Limiter, Tokenizer, UsageReports
     from api.pricing import PriceBook
     from api.replays import Replays
+    from api.telemetry import NumbersShelf, Traces
     from auth.authenticator import Authenticator
     from auth.memory import CredentialStore
 
@@ -74,6 +76,9 @@ class Gate:
     draining: bool = False
     reading_on: int = 0  # streams whose clients have left
     replaying: int = 0  # answers from what is kept
+    numbers: Numbers = field(default_factory=Numbers)
+    traces: Traces | None = None
+    shelf: NumbersShelf | None = None  # where the other workers' numbers are
 
     def __post_init__(self) -> None:
         """What is made of the other parts."""

@@ -41,7 +41,7 @@ def refusal(demands: Sequence[Demand], reply: Reply) -> LimitReached | BudgetSpe
         text = f"This request needs more than your limit of {amount} {_OF[demand.name]}{whose}."
     else:
         text = f"You have reached your limit of {amount} {_OF[demand.name]}{whose}. Retry after a moment."
-    return LimitReached(text, wait, headers)
+    return LimitReached(text, wait, headers, limit=demand.name, of=demand.of)
 
 
 def spent(demand: Demand, headers: dict[str, str] | None = None) -> BudgetSpent:
@@ -53,4 +53,4 @@ def spent(demand: Demand, headers: dict[str, str] | None = None) -> BudgetSpent:
             f"Your budget of {demand.amount} {_OF[demand.name]}{_WHOSE[demand.of]} is used up, "
             "or what is left is too small for this request."
         )
-    return BudgetSpent(text, seconds_left(demand), headers or {})
+    return BudgetSpent(text, seconds_left(demand), headers or {}, limit=demand.name, of=demand.of)

@@ -115,7 +115,11 @@ async def deliver(gate: Gate, stream: Stream, data: bytes) -> None:
         await booked(gate, stream)  # who asks again gets no byte of it before either
         stream.recorder.put(data)
     if stream.reading_on_from is None:
+        before = stream.chunk_at
         await _send(gate, stream, data)
+        stream.chunk_at = stream.sent_at
+        if before:
+            gate.numbers.chunk_gaps.observe(stream.sent_at - before)
 
 
 async def heartbeat(gate: Gate, stream: Stream) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from api.core.booking import Happening
 from api.core.record import UsageEvent
 from api.core.usage import NOTHING, Certainty, encoding_of
+from api.flow.numbers import count_end
 from api.flow.stream import stoppable
 from api.ports import LedgerUnavailable, Used
 
@@ -89,6 +90,9 @@ async def _write(gate: Gate, stream: Stream) -> None:
         cost_nano_dollars=None if price is None else price.of(usage),
         price_version=None if price is None else price.version,
     )
+    count_end(gate, stream, event)
+    if gate.traces is not None and stream.span is not None:
+        gate.traces.end(stream.span, event, first_token=stream.order.writer is not None)
     written = gate.ledger.settle(event)
     done, _ = await asyncio.wait([written], timeout=gate.policy.settle_seconds)
     if not done:

@@ -54,6 +54,7 @@ class Order:
         "patience_seconds",
         "request_id",
         "spec",
+        "trace",
         "writer",
     )
 
@@ -70,6 +71,7 @@ class Order:
         headers: Mapping[str, str] | None = None,
         patience_seconds: float | None = None,
         kept: Kept | None = None,
+        trace: Mapping[str, str] | None = None,
     ) -> None:
         self.request_id = request_id
         self.dialect = dialect
@@ -81,6 +83,7 @@ class Order:
         self.spec = spec
         self.patience_seconds = patience_seconds
         self.kept = kept
+        self.trace = trace or {}  # W3C trace context, as it came
 
     @property
     def model(self) -> str:
@@ -114,6 +117,7 @@ class Stream:
         "caller",
         "came_at",
         "checkpointed_tokens",
+        "chunk_at",
         "client_left",
         "committed",
         "connection",
@@ -136,6 +140,7 @@ class Stream:
         "send",
         "sending_since",
         "sent_at",
+        "span",
         "started_at",
         "terminal",
         "translation",
@@ -179,10 +184,12 @@ class Stream:
         self.framer: Framer | None = None  # where the first event was waited for
         self.early: list[Event] = []  # and what came with it
         self.failure: Exception | None = None  # what the client is told, where it is no success
+        self.span: Any = None  # of OpenTelemetry, where it is on
         self.client_left = False
         self.reading_on_from: int | None = None  # the client left at so many tokens, and it is read on
         self.cut_by: Happening | None = None  # who gave it up first, which may be too late for the ledger
         self.started_at = now
+        self.chunk_at = 0.0  # when the client was last sent a part of the answer
         self.first_token_at: float | None = None
         self.headers_sent = False
         self.committed = False  # the booking is durable, and the answer has begun

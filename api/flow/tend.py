@@ -31,10 +31,11 @@ _IN_ONE_TURN = 10  # streams
 async def tend(gate: Gate) -> None:
     """Tick until cancelled. A tick that fails is logged, and the next one comes."""
     loop, seconds = asyncio.get_running_loop(), gate.policy.tick_seconds
-    due = loop.time()
+    due, lag = loop.time(), gate.numbers.histogram("loop_lag_seconds")
     while True:
         due = max(due + seconds, loop.time() + seconds / 4)  # a slow Redis makes no longer interval
         await asyncio.sleep(due - loop.time())
+        lag.observe(max(0.0, loop.time() - due))
         try:
             await tick(gate)
         except Exception:

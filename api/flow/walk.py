@@ -24,6 +24,7 @@ from api.flow.admit import admit
 from api.flow.book import book
 from api.flow.call import broke_off, call
 from api.flow.keep_stream import Recorder
+from api.flow.numbers import count_admission
 from api.flow.read_on import client_left, over
 from api.flow.relay import collect, extra_headers, relay, send_headers
 from api.flow.settle import settle
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from api.core.dialects import Writer
     from api.flow.gate import Gate
     from api.flow.stream import Order
+    from api.telemetry import Traces
     from auth.principal import Principal
 
 log = logging.getLogger("sluicegate.walk")
@@ -96,6 +98,7 @@ async def _walk(gate: Gate, stream: Stream) -> None:
         stream.permit = await admit(gate, stream)
     except Exception as error:  # noqa: BLE001 - the error table sorts them
         stream.uncuttable()
+        count_admission(gate, stream, error)
         if stream.failure is None and not stream.client_left:
             gave_up = isinstance(error, TimeoutError) and stream.cut_by is not None
             stream.failure = Cut(stream.cut_by) if gave_up and stream.cut_by else error
@@ -104,6 +107,7 @@ async def _walk(gate: Gate, stream: Stream) -> None:
             await _paced(gate, stream)
         await _farewell(gate, stream)
         return
+    count_admission(gate, stream)
     await _last_beat(stream)
     permit_id = stream.permit.id
     stream.limit_headers["x-sluicegate-stream"] = permit_id
@@ -150,6 +154,8 @@ async def _serve(gate: Gate, stream: Stream) -> None:
         most = stream.order.spec.stream_seconds or gate.policy.stream_seconds
         async with stream.cuttable(min(most, gate.policy.stream_seconds)):
             book(gate, stream)
+            if gate.traces is not None:
+                _begin_span(stream, gate.traces)
             await call(gate, stream)
             if stream.writer is None:
                 await collect(gate, stream)
@@ -166,6 +172,12 @@ async def _serve(gate: Gate, stream: Stream) -> None:
         await stream.answer.close()
     if stream.provider is not None:
         stream.provider.live -= 1
+
+
+def _begin_span(stream: Stream, traces: Traces) -> None:
+    order = stream.order
+    stream.span, headers = traces.begin(order.trace, order.name, order.body["model"], stream.came_at)
+    order.headers = {**order.headers, **headers}
 
 
 async def _last_beat(stream: Stream) -> None:

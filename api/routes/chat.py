@@ -223,6 +223,7 @@ async def _walk(
         name=name,
         headers=headers,
         patience_seconds=_patience(request),
+        trace=None if gate.traces is None else _passed(request, "traceparent", "tracestate"),
     )
     if caller.terms.resume_minutes and writer is not None:
         kept_as = await keep(gate, caller, order, request.headers.get("idempotency-key"), request.url.path)

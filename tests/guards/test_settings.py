@@ -45,6 +45,8 @@ def test_every_setting_can_be_set_by_its_name(monkeypatch: pytest.MonkeyPatch):
         "SECRET_KEY_RETIRED": GOOD,
         "CORS_ORIGINS": "https://a.example",
         "LOG_LEVEL": "debug",
+        "LOG_FORMAT": "json",
+        "OTEL_SDK_DISABLED": "true",
         "AUTO_MIGRATE": "false",
         "REDIS_URL": "redis://x",
         "REDIS_AWAY": "closed",

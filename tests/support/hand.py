@@ -61,6 +61,7 @@ class HandLedger:
     """A ledger whose writes are durable when the test says so."""
 
     away = False
+    spooled_bytes = 0
 
     def __init__(self, log: Log) -> None:
         self.log = log

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from tests.support.servers import ScriptedProcess
 
 BOUNDS = {
-    "our calls for a chunk that comes alone": 21,
+    "our calls for a chunk that comes alone": 22,
     "our calls for a chunk in company of ten": 9,
-    "our calls for a request": 462,
-    "all Python calls for a request": 2352,
+    "our calls for a request": 470,
+    "all Python calls for a request": 2370,
     "Redis scripts for a request": 2,
     "Redis commands for a request, those of its scripts among them": 19,
     "SQL statements for a request": 2,
