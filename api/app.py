@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from api import runtime, schema, schema_accounts, schema_catalog, schema_export, schema_prices
+from api import openapi, runtime
 from api.edge import Connection, Edge, dialect_of
 from api.errors import ROWS, TooManyAttempts, failure_of
 from api.routes import (
@@ -42,7 +42,6 @@ from api.routes import (
 )
 from api.routes.bodies import bad_field
 from api.routes.throttles import by_caller, throttle
-from auth.dependencies import describe_api_key
 from auth.passwords import Hasher
 
 if TYPE_CHECKING:
@@ -78,29 +77,6 @@ _EXPOSED = [
     ),
 ]
 """What pages of other origins may read of an answer's headers."""
-
-_OWN_BODIES = (
-    schema.PlainRequest,
-    schema.ChatRequest,
-    schema.ResponsesRequest,
-    schema.MessagesRequest,
-    schema.EmbeddingsRequest,
-    schema_accounts.TenantIn,
-    schema_accounts.TenantPatch,
-    schema_accounts.KeyIn,
-    schema_accounts.KeyPatch,
-    schema_accounts.RotateIn,
-    schema_accounts.LoginIn,
-    schema_accounts.TokenIn,
-    schema_export.RetryIn,
-    schema_prices.PricesIn,
-    schema_prices.MarkupIn,
-    schema_catalog.UpstreamIn,
-    schema_catalog.ModelIn,
-    schema_catalog.CatalogIn,
-    schema_catalog.Secret,
-)
-"""Bodies that routes read themselves, after authentication; FastAPI has to be told of them."""
 
 
 class Application(FastAPI):
@@ -170,7 +146,7 @@ def create_app(settings: Settings, open_ports: OpenPorts = runtime.open_ports) -
     ):
         app.include_router(router)
     _handle_errors(app)
-    _describe_the_rest(app)
+    openapi.describe(app)
     return app
 
 
@@ -217,19 +193,3 @@ def _handle_errors(app: FastAPI) -> None:
         app.add_exception_handler(error, answer)
     app.add_exception_handler(RateLimitExceeded, throttled)
     app.add_exception_handler(RequestValidationError, invalid)
-
-
-def _describe_the_rest(app: FastAPI) -> None:
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
-            describe_api_key(document)
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in _OWN_BODIES:
-                described = model.model_json_schema(ref_template="#/components/schemas/{model}")
-                schemas |= described.pop("$defs", {}) | {model.__name__: described}
-        return app.openapi_schema or document
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -193,6 +193,44 @@ class ErrorObject(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every error answer."""
+    """The body of every error answer, but for those of `/v1/messages`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": {
+                    "message": "You have 20 streams open, which is your limit. Retry when one has ended.",
+                    "type": "rate_limit_error",
+                    "param": None,
+                    "code": "rate_limit_exceeded",
+                }
+            }
+        }
+    )
 
     error: ErrorObject
+
+
+class AnthropicError(BaseModel):
+    """Anthropic's error object."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorAnswer(BaseModel):
+    """The body of an error answer of `/v1/messages`, and to callers with Anthropic's headers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "error",
+                "error": {"type": "authentication_error", "message": "Incorrect API key or token provided."},
+                "request_id": "req_0123456789abcdef01234567",
+            }
+        }
+    )
+
+    type: str
+    error: AnthropicError
+    request_id: str

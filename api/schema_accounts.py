@@ -20,7 +20,6 @@ MAX_LIST = 200
 MAX_METADATA = 50
 _MAPPED_BITS = 96  # ::ffff:0:0/96 is IPv4 written as IPv6: RFC 4291, 2.5.5.2
 
-_STRICT = ConfigDict(extra="forbid")
 _OUT = ConfigDict(from_attributes=True)
 
 
@@ -130,7 +129,10 @@ class TenantIn(BaseModel):
 class TenantPatch(BaseModel):
     """What to change of a tenant; fields that are left out stay as they are, also those of its limits."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"max_streams": 50, "limits": {"tokens_per_day": 1_000_000}}},
+    )
 
     name: Annotated[Title | None, AfterValidator(_not_none)] = None
     max_streams: Annotated[Streams | None, AfterValidator(_not_none)] = None
@@ -192,7 +194,9 @@ class KeyIn(BaseModel):
 class KeyPatch(BaseModel):
     """What to change of a key; fields that are left out stay as they are, also those of its limits."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"name": "mobile", "scopes": ["chat"]}}
+    )
 
     name: Annotated[Title | None, AfterValidator(_not_none)] = None
     scopes: Annotated[Scopes | None, AfterValidator(_not_none)] = None
@@ -206,7 +210,7 @@ class KeyPatch(BaseModel):
 class RotateIn(BaseModel):
     """How long the secret from before still holds: a day unless it is said, a week at most."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"grace_seconds": 3600}})
 
     grace_seconds: Annotated[int, Field(ge=0, le=7 * 86400)] = 86400
 
@@ -241,7 +245,9 @@ class KeyIssued(KeyOut):
 class LoginIn(BaseModel):
     """An admin's sign-in."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"email": "you@example.com", "password": "..."}}
+    )
 
     email: Annotated[str, Field(min_length=1, max_length=320, pattern=PRINTABLE)]
     password: Annotated[str, Field(min_length=1, max_length=1024)]
@@ -253,7 +259,10 @@ class TokenIn(BaseModel):
     `max_tokens` is how many tokens, in and out, may be used with it in all.
     """
 
-    model_config = _STRICT
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"ttl_seconds": 900, "end_user": "ann", "max_tokens": 10_000}},
+    )
 
     ttl_seconds: Annotated[int, Field(ge=10, le=3600)] = 900
     end_user: Name | None = None

@@ -37,7 +37,9 @@ ApiKey = Annotated[SecretStr, Field(min_length=1, max_length=4096), AfterValidat
 class Secret(BaseModel):
     """A provider's key, which is written and never shown."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, json_schema_extra={"example": {"api_key": "sk-..."}}
+    )
 
     api_key: ApiKey
 
@@ -182,7 +184,16 @@ class ProviderKeyOut(BaseModel):
 class CatalogIn(BaseModel):
     """Upstreams by name, and models: what is to hold. With `prune` nothing else does."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "example": {
+                "upstreams": {"vllm": {"kind": "openai", "base_url": "http://vllm:8000/v1"}},
+                "models": [{"name": "*", "targets": [{"upstream": "vllm"}]}],
+            }
+        },
+    )
 
     upstreams: Annotated[dict[UpstreamName, UpstreamIn], Field(max_length=1000)] = {}
     models: Annotated[list[ModelIn], Field(max_length=10_000)] = []

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import event, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -88,6 +90,12 @@ def alembic_config(text: str) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["url"] = text
     return config
+
+
+def revisions(connection: Connection) -> tuple[str | None, str | None]:
+    """Where the database is, and the newest there is."""
+    at = MigrationContext.configure(connection).get_current_revision()
+    return at, ScriptDirectory.from_config(alembic_config("")).get_current_head()
 
 
 def migrate(text: str, revision: str = "head") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated
 
@@ -9,15 +10,15 @@ import typer
 
 from api.adapters.database_sql import migrate
 from api.adapters.upstream_build import fixed_specs
-from api.cli import admins, catalog, export, keys, ledger, prices, streams, tenants, usage, verify
+from api.cli import admins, catalog, doctor, export, keys, ledger, prices, streams, tenants, usage, verify
 from api.cli.shared import Json, settings_or_exit, show
 
 app = typer.Typer(
     name="sluicegate",
-    help="A multi-tenant streaming gateway for LLMs.",
+    help="A multi-tenant streaming gateway for LLMs. Settings come from the environment and from .env.",
+    epilog="Exit status: 0 done; 1 refused, failed, or not as it should be; 2 wrong usage or settings.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.add_typer(tenants.app, name="tenant")
 app.add_typer(keys.app, name="key")
@@ -36,6 +37,7 @@ _REBUILD = "Example: sluicegate usage-rebuild --from 2026-11-01 --to 2026-11-08"
 app.command("usage-rebuild", epilog=_REBUILD)(usage.rebuild)
 app.command(epilog="Example: sluicegate audit --action key.revoke")(admins.audit)
 app.command(epilog="Example: sluicegate reconcile --wait-seconds 15")(ledger.reconcile)
+app.command(epilog="Example: sluicegate doctor --url https://llm.example.com")(doctor.doctor)
 app.command(epilog="Example: sluicegate verify --from 2026-03-01 --to 2026-04-01")(verify.verify)
 
 
@@ -82,6 +84,15 @@ def check_config(as_json: Json = False) -> None:
         f"upstream {', '.join(spec.name for spec, _ in fixed_specs(settings))}, "
         f"{settings.web_concurrency} worker(s) on {settings.host}:{settings.port}.",
     )
+
+
+@app.command("openapi", epilog="Example: sluicegate openapi > openapi.json")
+def openapi_command(as_json: Json = False) -> None:  # noqa: ARG001 - it is JSON in any case
+    """Print the description of the HTTP interface (OpenAPI 3.1)."""
+    from api.app import create_app  # noqa: PLC0415 - as above
+
+    document = create_app(settings_or_exit()).openapi()
+    typer.echo(json.dumps(document, indent=1, sort_keys=True))
 
 
 @app.command("scripted-upstream", epilog="Example: sluicegate scripted-upstream --port 9000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -9,9 +10,11 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from api.app import create_app
+from api.openapi import OWN_BODIES
 from api.settings import Settings
 from auth.dependencies import Authenticated, Requires
 from tests.support.gates import SECRET_KEY
+from tests.support.servers import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +25,7 @@ OPEN = {
     "/": "the page asks for a key itself",
     "/static/{name}": "the page's files; a fixed list",
     "/healthz": "a load balancer has no key",
+    "/streamz": "three numbers, for whoever looks at a proxy",
     "/readyz": "a load balancer has no key",
     "/metrics": "Prometheus has no key; it says nothing of tenants",
     "/auth/login": "this is where an admin gets a credential; throttled",
@@ -150,6 +154,31 @@ def test_every_reference_resolves():
         assert node
 
 
+def test_the_committed_document_is_the_apps():
+    """`sluicegate openapi > docs/openapi.json` was run: whoever changes the interface sees it in the diff."""
+    committed = json.loads((ROOT / "docs/openapi.json").read_text())
+    assert committed == json.loads(json.dumps(DOCUMENT))
+
+
+def test_every_body_has_an_example_that_is_one():
+    """What `/docs` fills in can be sent."""
+    for model in OWN_BODIES:
+        example = DOCUMENT["components"]["schemas"][model.__name__]["example"]
+        assert model.model_validate_json(json.dumps(example))
+
+
+def test_every_operation_says_how_its_errors_look():
+    """In the shape of the API that is called; nothing of FastAPI's own 422 is left."""
+    for _, path, operation in OPERATIONS:
+        answers = operation["responses"]
+        if path not in {"/healthz", "/readyz", "/metrics", "/streamz"}:
+            shape = "AnthropicErrorAnswer" if path == "/v1/messages" else "ErrorAnswer"
+            for status in [status for status in answers if status[0] in "45"]:
+                assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith(f"/{shape}")
+            assert {"4XX", "5XX"} <= set(answers)
+        assert "422" not in answers
+
+
 BODILESS = {
     "/auth/logout",
     "/admin/tenants/{tenant_id}/suspend",
@@ -169,7 +198,7 @@ def test_every_route_that_changes_something_describes_its_body():
 def test_every_public_route_is_on_the_page():
     """But for the page at `/`, its files, and the documentation itself."""
     hidden = {path for path, _, _ in ROUTES} - set(DOCUMENT["paths"])
-    assert hidden == set(OPEN) - {"/healthz", "/readyz", "/metrics", "/auth/login"}
+    assert hidden == set(OPEN) - {"/healthz", "/readyz", "/metrics", "/streamz", "/auth/login"}
 
 
 async def test_a_wrong_method_says_which_are_right():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from tests.support.gates import GateProcess
+    from tests.support.gates import GateProcess, InProcess
 
 HELD = "scripted?pace_ms=0&tokens=20&silence_at=10&silence_ms=60000"
 """Ten tokens come at once; then nothing for longer than any test takes."""
@@ -162,6 +162,14 @@ def lines(gate: GateProcess) -> Iterator[list[Line]]:
             stack.callback(line.close)
             found.setdefault(line.worker, line)
         yield list(found.values())
+
+
+async def until_settled(app: InProcess, count: int) -> None:
+    """Wait until the streams have ended, and so many events are on the ledger."""
+    await app.settled()
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while len(await app.events()) < count:
+            await asyncio.sleep(0)
 
 
 # --- streams ----------------------------------------------------------------------------------------

@@ -268,9 +268,13 @@ COMMANDS = [
     ("usage-rebuild",),
     ("reconcile",),
     ("verify",),
+    ("doctor",),
+    ("openapi",),
     *(("export", verb) for verb in ("status", "dead", "retry", "backfill")),
 ]
 TOLD_BY_EXAMPLE = {
+    ("doctor",),
+    ("openapi",),
     ("tenant", "create"),
     ("tenant", "update"),
     ("key", "issue"),

@@ -217,7 +217,7 @@ async def in_memory(tmp_path: Path, limits: dict[str, int]) -> AsyncIterator[Sid
         key = await key_of(app, limits=limits)
 
         async def settled(count: int) -> list[dict[str, Any]]:
-            await app.settled()
+            await people.until_settled(app, count)  # a slow disk may take it after the stream's end
             return [event.flat() for event in await app.events()]
 
         yield Side(app.url, key, settled)
