@@ -164,6 +164,7 @@ def _banner(settings: Settings, secrets: Secrets, url: str) -> str:
     lines = [
         "",
         f"  Sluicegate is at  {url}        (API: {url}/docs)",
+        f"  Console           {url}/admin/ui",
         f"  Upstream          {facts['upstream']}, default model {facts['model']}",
     ]
     if not settings.demo:

@@ -25,6 +25,10 @@ _BEARER = HTTPBearer(
 _API_KEY = APIKeyHeader(name="x-api-key", scheme_name="ApiKey", description="An API key (`sg_...`).")
 _HEADERS = frozenset({b"authorization", b"x-api-key"})
 
+SESSION_COOKIE, SESSION_HEADER = "sluicegate_session", "x-sluicegate-console"
+"""The console's session is a token in a cookie, which alone opens nothing: a page of another site can have it
+sent, but no header of its own. OWASP's cheat sheet on CSRF has it under "custom request headers"."""
+
 _MISSING = "You didn't provide an API key. Send `Authorization: Bearer <key or token>` or `x-api-key: <key>`."
 
 
@@ -81,6 +85,15 @@ def _credential(request: Request) -> str:
         scheme, _, credential = ("bearer", "", text) if name == b"x-api-key" else text.partition(" ")
         if scheme.lower() == "bearer" and credential.strip():
             return credential.strip()
+    return _session(request)
+
+
+def _session(request: Request) -> str:
+    """The token of the console's cookie. Raises NotAuthenticated."""
+    cookie = request.cookies.get(SESSION_COOKIE, "")
+    from_here = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    if cookie and SESSION_HEADER in request.headers and from_here:
+        return cookie
     raise NotAuthenticated(_MISSING)
 
 

@@ -59,6 +59,7 @@ METRICS: dict[str, Metric] = {
     ),
     # per worker
     "open_streams": Metric("gauge", "Streams that are admitted and not settled."),
+    "live_tokens": Metric("gauge", "Output tokens so far, of streams that are open."),
     "waiting_requests": Metric("gauge", "Requests that wait to be admitted."),
     "upstream_streams": Metric("gauge", "Answers of an upstream that are being read.", ("upstream",)),
     "upstream_standing": Metric(

@@ -58,6 +58,7 @@ def gauges(gate: Gate) -> Iterator[tuple[str, Labels, float]]:
     """What is true of this worker now."""
     yield "workers", (), 1
     yield "open_streams", (), len(gate.live)
+    yield "live_tokens", (), sum(stream.checkpointed_tokens for stream in gate.live.values())
     yield "waiting_requests", (), len(gate.waiting)
     yield "spool_bytes", (), gate.ledger.spooled_bytes
     yield "ledger_away", (), float(gate.ledger.away)

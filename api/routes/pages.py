@@ -1,4 +1,4 @@
-"""The page at `/`: static files, under a policy that allows nothing from elsewhere and nothing inline."""
+"""The page at `/` and the console: static files; nothing from elsewhere may run, and nothing inline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ _HEADERS = {
     ),
     "cache-control": "no-cache",
 }
-_TYPES = {"client.js": "text/javascript", "page.js": "text/javascript", "page.css": "text/css"}
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain"}
+_FILES = {
+    path.relative_to(CONSOLE).as_posix(): path
+    for folder in (CONSOLE, CONSOLE / "vendor")
+    for path in folder.iterdir()
+    if path.suffix in _TYPES
+}
 
 router = APIRouter(include_in_schema=False)
 
@@ -29,9 +35,16 @@ async def index() -> FileResponse:
     return FileResponse(CONSOLE / "index.html", headers=_HEADERS)
 
 
-@router.get("/static/{name}")
+@router.get("/admin/ui")
+async def console() -> FileResponse:
+    """The admins' console; it asks for a sign-in itself."""
+    return FileResponse(CONSOLE / "admin.html", headers=_HEADERS)
+
+
+@router.get("/static/{name:path}")
 async def static(name: str) -> FileResponse:
     """One of the page's files; only those that are listed."""
-    if name not in _TYPES:
+    path = _FILES.get(name)
+    if path is None:
         raise NotFound("No such file.")
-    return FileResponse(CONSOLE / name, media_type=_TYPES[name], headers=_HEADERS)
+    return FileResponse(path, media_type=_TYPES[path.suffix], headers=_HEADERS)

@@ -16,11 +16,15 @@ from api.errors import BadRequest
 from api.routes.bodies import openapi_body, read_body
 from api.routes.throttles import by_account, by_address, by_caller
 from api.schema_accounts import LoginIn, TokenIn, TokenOut
+from auth.dependencies import SESSION_COOKIE
 from auth.passwords import Hasher
 from auth.principal import NotAuthenticated, Principal, Scope, fingerprint
 
 if TYPE_CHECKING:
     from slowapi import Limiter
+
+    from api.flow.gate import Gate
+    from auth.tokens import TokenSigner
 
 ADMIN_TOKEN_SECONDS = 8 * 3600
 END_USER_SCOPES = frozenset({Scope.CHAT, Scope.EMBEDDINGS})
@@ -42,17 +46,40 @@ Login = Annotated[LoginIn, Depends(_login)]
 def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
     """The routes, throttled by `limiter`; passwords are compared by `hasher`."""
     routes = APIRouter(prefix="/auth", tags=["sign-in"])
+    sign_ins = [  # counted together, whichever door
+        by_address(limiter, _LOGINS, "login"),
+        by_account(limiter, _LOGINS_OF_ACCOUNT, "login", _login),
+    ]
 
     @routes.post(
         "/login",
-        dependencies=[
-            by_address(limiter, _LOGINS, "login"),
-            by_account(limiter, _LOGINS_OF_ACCOUNT, "login", _login),
-        ],
+        dependencies=sign_ins,
         openapi_extra=openapi_body(LoginIn),
     )
     async def login(asked: Login, gate: GateDep, signer: SignerDep, request: Request) -> TokenOut:
         """An admin's password buys a token with the scope `admin`, which holds as long as the password."""
+        return await _sign_in(asked, gate, signer, request)
+
+    @routes.post(
+        "/session",
+        status_code=204,
+        dependencies=sign_ins,
+        openapi_extra=openapi_body(LoginIn),
+    )
+    async def session(asked: Login, gate: GateDep, signer: SignerDep, request: Request) -> Response:
+        """The same for the console: the token is in a cookie that no script can read."""
+        token, answer = await _sign_in(asked, gate, signer, request), Response(status_code=204)
+        answer.set_cookie(
+            SESSION_COOKIE,
+            token.access_token,
+            max_age=token.expires_in,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return answer
+
+    async def _sign_in(asked: LoginIn, gate: Gate, signer: TokenSigner, request: Request) -> TokenOut:
         user = await gate.credentials.find_user(asked.email)
         good = await hasher.verify(asked.password, user.password_hash if user else None)
         by = actor_named(f"user:{asked.email.casefold()}", request)
@@ -105,7 +132,9 @@ def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
             raise BadRequest("An API key does not sign out; revoke it instead.")
         await gate.accounts.revoke_token(caller.tenant_id, caller.token_id, by=by)
         await gate.accounts_changed()
-        return Response(status_code=204)
+        answer = Response(status_code=204)
+        answer.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+        return answer
 
     return routes
 

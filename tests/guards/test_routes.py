@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OPEN = {
     "/": "the page asks for a key itself",
     "/static/{name}": "the page's files; a fixed list",
+    "/admin/ui": "the console asks for a sign-in itself",
+    "/auth/session": "this is where an admin gets the console's session; throttled",
     "/healthz": "a load balancer has no key",
     "/streamz": "three numbers, for whoever looks at a proxy",
     "/readyz": "a load balancer has no key",
@@ -198,7 +200,14 @@ def test_every_route_that_changes_something_describes_its_body():
 def test_every_public_route_is_on_the_page():
     """But for the page at `/`, its files, and the documentation itself."""
     hidden = {path for path, _, _ in ROUTES} - set(DOCUMENT["paths"])
-    assert hidden == set(OPEN) - {"/healthz", "/readyz", "/metrics", "/streamz", "/auth/login"}
+    assert hidden == set(OPEN) - {
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/streamz",
+        "/auth/login",
+        "/auth/session",
+    }
 
 
 async def test_a_wrong_method_says_which_are_right():

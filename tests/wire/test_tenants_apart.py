@@ -32,7 +32,9 @@ ROUTES = sorted(
     for route in iter_route_contexts(APP.routes)
     for method in route.methods or ()
 )
-ADMIN_ROUTES = [(method, path) for method, path in ROUTES if path.startswith("/admin")]
+ADMIN_ROUTES = [
+    (method, path) for method, path in ROUTES if path.startswith("/admin") and path != "/admin/ui"
+]
 
 NEVER = {
     "stream_id": "bk_never",
