@@ -25,6 +25,7 @@ OWN_BODIES = (
     schema_accounts.KeyPatch,
     schema_accounts.RotateIn,
     schema_accounts.LoginIn,
+    schema_accounts.KeySessionIn,
     schema_accounts.TokenIn,
     schema_export.RetryIn,
     schema_prices.PricesIn,

@@ -253,6 +253,16 @@ class LoginIn(BaseModel):
     password: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
+class KeySessionIn(BaseModel):
+    """A tenant admin's sign-in to its page."""
+
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, json_schema_extra={"example": {"key": "sg_..."}}
+    )
+
+    key: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
 class TokenIn(BaseModel):
     """What a token of an API key should be; never wider than the key.
 

@@ -25,9 +25,10 @@ _BEARER = HTTPBearer(
 _API_KEY = APIKeyHeader(name="x-api-key", scheme_name="ApiKey", description="An API key (`sg_...`).")
 _HEADERS = frozenset({b"authorization", b"x-api-key"})
 
-SESSION_COOKIE, SESSION_HEADER = "sluicegate_session", "x-sluicegate-console"
-"""The console's session is a token in a cookie, which alone opens nothing: a page of another site can have it
-sent, but no header of its own. OWASP's cheat sheet on CSRF has it under "custom request headers"."""
+SESSION_COOKIES = {"admin": "sluicegate_admin", "portal": "sluicegate_portal"}
+SESSION_HEADER = "x-sluicegate-console"
+"""A page's session is a token in a cookie, which alone opens nothing: a page of another site can have it
+sent, but no header of its own (OWASP on CSRF: "custom request headers"). This one names the page."""
 
 _MISSING = "You didn't provide an API key. Send `Authorization: Bearer <key or token>` or `x-api-key: <key>`."
 
@@ -89,11 +90,11 @@ def _credential(request: Request) -> str:
 
 
 def _session(request: Request) -> str:
-    """The token of the console's cookie. Raises NotAuthenticated."""
-    cookie = request.cookies.get(SESSION_COOKIE, "")
+    """The token of a page's cookie. Raises NotAuthenticated."""
+    name = SESSION_COOKIES.get(request.headers.get(SESSION_HEADER, ""))
     from_here = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
-    if cookie and SESSION_HEADER in request.headers and from_here:
-        return cookie
+    if name is not None and from_here and request.cookies.get(name):
+        return request.cookies[name]
     raise NotAuthenticated(_MISSING)
 
 

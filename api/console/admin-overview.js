@@ -1,6 +1,6 @@
 /** What goes on now: numbers over our own SSE, once a second; the streams that run, every two seconds. */
-import { ask, Badge, call, Fault, html, number, Sure, Table, useAction, useAnswer, Waiting } from './admin-base.js';
-import { Chart } from './admin-chart.js';
+import { ask, Badge, call, Fault, html, number, Sure, Table, useAction, useAnswer, Waiting } from './base.js';
+import { Chart } from './chart.js';
 import { EventParser } from './client.js';
 import { useEffect, useState } from './vendor/hooks.js';
 

@@ -1,5 +1,5 @@
 /** Upstreams and models as they are configured and as they do; who changed what. */
-import { Badge, html, Table, time, useAnswer, Waiting } from './admin-base.js';
+import { Badge, html, Table, time, useAnswer, Waiting } from './base.js';
 import { useState } from './vendor/hooks.js';
 
 export function Upstreams() {

@@ -1,6 +1,6 @@
 /** Tenants: who they are, what they may, what they have spent of it, and whether they are let in. */
-import { amount, Badge, call, Fault, html, number, Sure, Table, time, useAction, useAnswer, Waiting, words } from './admin-base.js';
-import { Keys } from './admin-keys.js';
+import { Badge, call, Fault, html, LimitsLeft, number, Sure, Table, time, useAction, useAnswer, Waiting, words } from './base.js';
+import { Keys } from './keys.js';
 
 const LIMITS = ['requests_per_minute', 'tokens_per_minute', 'tokens_per_day', 'tokens_per_month',
   'nano_dollars_per_day', 'nano_dollars_per_month'];
@@ -44,22 +44,9 @@ export function Tenant({ id }) {
     : html`<button type="button" class="small" onClick=${() => act('POST', `${path}/resume`)} disabled=${acting.busy}>Resume</button>`}
         <${Sure} label="Delete" question="Revoke all its keys and cut its streams, for ever? Its usage stays." act=${() => act('DELETE', path)} disabled=${acting.busy}/></div>`}
       <${Fault} error=${acting.error}/></section>
-    <section aria-labelledby="limits"><h2 id="limits">Limits</h2><${Left} path=${path}/>
+    <section aria-labelledby="limits"><h2 id="limits">Limits</h2><${LimitsLeft} path=${`${path}/limits`}/>
       ${tenant.state !== 'deleted' && html`<${Edit} tenant=${tenant} path=${path} done=${reload}/>`}</section>
     <section aria-labelledby="keys"><h2 id="keys">Keys</h2><${Keys} list=${`${path}/keys`} one="/admin/keys" may=${tenant.state !== 'deleted'}/></section>`;
-}
-
-/** Spend against each limit. */
-function Left({ path }) {
-  const { data, error } = useAnswer(`${path}/limits`, 2);
-  if (!data) return html`<${Waiting} error=${error}/>`;
-  return html`<${Table} caption="What is used of each limit" head=${['Limit', 'Used', 'Of', '']} empty="No limits."
-    rows=${data.map((one) => {
-    const used = Math.max(0, one.amount - one.remaining);
-    const name = words(one.limit) + (one.shadow ? ' (shadow)' : '');
-    return [name, amount(one.limit, used), amount(one.limit, one.amount),
-      html`<meter min="0" max=${one.amount} high=${0.8 * one.amount} value=${used} aria-label=${`Used of ${name}`}></meter>`];
-  })}/>`;
 }
 
 function Edit({ tenant, path, done }) {

@@ -1,16 +1,10 @@
 /** The admins' console at /admin/ui: sign-in, and one view for each thing there is. */
-import { call, Fault, html, SIGNED_OUT, useAction } from './admin-base.js';
 import { Overview } from './admin-overview.js';
 import { Audit, Upstreams } from './admin-system.js';
 import { Tenant, Tenants } from './admin-tenants.js';
-import { Usage } from './admin-usage.js';
-import { useEffect, useRef, useState } from './vendor/hooks.js';
-import { render } from './vendor/preact.js';
-
-const VIEWS = { '': ['Overview', Overview], tenants: ['Tenants', Tenants], usage: ['Usage', Usage],
-  upstreams: ['Upstreams', Upstreams], audit: ['Audit log', Audit] };
-
-const here = () => location.hash.replace(/^#\/?/, '').split('/').map(decodeURIComponent);
+import { call, Fault, html, useAction } from './base.js';
+import { start } from './shell.js';
+import { TenantsUsage } from './usage.js';
 
 function SignIn({ done }) {
   const { run, busy, error } = useAction();
@@ -29,32 +23,11 @@ function SignIn({ done }) {
     </form></section></main>`;
 }
 
-function Console() {
-  const [signedIn, setSignedIn] = useState(undefined);
-  const [[view, id], go] = useState(here);
-  const top = useRef(null);
-  useEffect(() => {
-    const out = () => setSignedIn(false);
-    const moved = () => { go(here()); top.current?.focus(); };
-    addEventListener(SIGNED_OUT, out);
-    addEventListener('hashchange', moved);
-    call('GET', '/admin/audit?limit=1').then(() => setSignedIn(true), out);
-    return () => { removeEventListener(SIGNED_OUT, out); removeEventListener('hashchange', moved); };
-  }, []);
-  if (signedIn === undefined) return html`<main class="narrow"><p class="hint" role="status">One moment…</p></main>`;
-  if (!signedIn) return html`<${SignIn} done=${() => setSignedIn(true)}/>`;
-  const [title, View] = view === 'tenants' && id ? ['Tenant', Tenant] : VIEWS[view] ?? VIEWS[''];
-  document.title = `${title} · Sluicegate`;
-  const leave = () => call('POST', '/auth/logout').catch(() => {}).then(() => setSignedIn(false));
-  return html`
-    <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); top.current.focus(); }}>Skip to the content</a>
-    <header class="bar"><strong>Sluicegate</strong>
-      <nav aria-label="Console">${Object.entries(VIEWS).map(([path, [name]]) => html`
-        <a href=${`#/${path}`} aria-current=${path === view ? 'page' : undefined}>${name}</a>`)}</nav>
-      <button type="button" class="small" onClick=${leave}>Sign out</button></header>
-    <main id="main"><h1 tabindex="-1" ref=${top}>${title}</h1><${View} key=${id} id=${id}/></main>`;
-}
-
-const root = document.getElementById('console');
-root.replaceChildren();
-render(html`<${Console}/>`, root);
+start({
+  label: 'Console',
+  probe: '/admin/audit?limit=1',
+  SignIn,
+  views: { '': ['Overview', Overview], tenants: ['Tenants', Tenants], usage: ['Usage', TenantsUsage],
+    upstreams: ['Upstreams', Upstreams], audit: ['Audit log', Audit] },
+  inner: { tenants: ['Tenant', Tenant] },
+});

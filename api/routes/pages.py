@@ -41,6 +41,12 @@ async def console() -> FileResponse:
     return FileResponse(CONSOLE / "admin.html", headers=_HEADERS)
 
 
+@router.get("/portal")
+async def portal() -> FileResponse:
+    """The page of tenants' own admins; it asks for a key itself."""
+    return FileResponse(CONSOLE / "portal.html", headers=_HEADERS)
+
+
 @router.get("/static/{name:path}")
 async def static(name: str) -> FileResponse:
     """One of the page's files; only those that are listed."""

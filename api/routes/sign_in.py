@@ -14,9 +14,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from api.deps import Anyone, By, GateDep, SignerDep, Tenant, actor_named
 from api.errors import BadRequest
 from api.routes.bodies import openapi_body, read_body
+from api.routes.sessions import SESSION_SECONDS, with_session, without_session
 from api.routes.throttles import by_account, by_address, by_caller
 from api.schema_accounts import LoginIn, TokenIn, TokenOut
-from auth.dependencies import SESSION_COOKIE
 from auth.passwords import Hasher
 from auth.principal import NotAuthenticated, Principal, Scope, fingerprint
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from api.flow.gate import Gate
     from auth.tokens import TokenSigner
 
-ADMIN_TOKEN_SECONDS = 8 * 3600
+ADMIN_TOKEN_SECONDS = SESSION_SECONDS
 END_USER_SCOPES = frozenset({Scope.CHAT, Scope.EMBEDDINGS})
 """What a bought token may do unless more is asked for: a browser has no business with a tenant's usage."""
 
@@ -68,16 +68,8 @@ def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
     )
     async def session(asked: Login, gate: GateDep, signer: SignerDep, request: Request) -> Response:
         """The same for the console: the token is in a cookie that no script can read."""
-        token, answer = await _sign_in(asked, gate, signer, request), Response(status_code=204)
-        answer.set_cookie(
-            SESSION_COOKIE,
-            token.access_token,
-            max_age=token.expires_in,
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-        return answer
+        token = await _sign_in(asked, gate, signer, request)
+        return with_session(request, "admin", token.access_token)
 
     async def _sign_in(asked: LoginIn, gate: Gate, signer: TokenSigner, request: Request) -> TokenOut:
         user = await gate.credentials.find_user(asked.email)
@@ -126,15 +118,13 @@ def router(limiter: Limiter, hasher: Hasher) -> APIRouter:
         return TokenOut(id=token.id, access_token=token.text, expires_in=asked.ttl_seconds)
 
     @routes.post("/logout", status_code=204)
-    async def logout(caller: Anyone, by: By, gate: GateDep) -> Response:
+    async def logout(caller: Anyone, by: By, gate: GateDep, request: Request) -> Response:
         """Revoke the token that calls: it, and its streams, are refused everywhere within a second."""
         if caller.token_id is None:
             raise BadRequest("An API key does not sign out; revoke it instead.")
         await gate.accounts.revoke_token(caller.tenant_id, caller.token_id, by=by)
         await gate.accounts_changed()
-        answer = Response(status_code=204)
-        answer.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
-        return answer
+        return without_session(request)
 
     return routes
 

@@ -26,6 +26,8 @@ OPEN = {
     "/static/{name}": "the page's files; a fixed list",
     "/admin/ui": "the console asks for a sign-in itself",
     "/auth/session": "this is where an admin gets the console's session; throttled",
+    "/auth/session/key": "this is where a tenant's admin gets the page's session; throttled",
+    "/portal": "the page asks for a key itself",
     "/healthz": "a load balancer has no key",
     "/streamz": "three numbers, for whoever looks at a proxy",
     "/readyz": "a load balancer has no key",
@@ -207,6 +209,7 @@ def test_every_public_route_is_on_the_page():
         "/streamz",
         "/auth/login",
         "/auth/session",
+        "/auth/session/key",
     }
 
 

@@ -7,17 +7,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Page, expect
 
 from tests.support.gates import GateProcess, gate_process
 from tests.support.servers import ROOT
 from tests.wire import people
-from tests.wire.test_page import ARTEFACTS, OFFLINE, chromium
+from tests.wire.browsing import opened, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-AXE = ROOT / "tests/sdks/node_modules/axe-core/axe.min.js"
 VENDOR = ROOT / "api/console/vendor"
 
 
@@ -38,17 +37,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GateProcess]:
 @pytest.fixture
 async def page(demo: GateProcess) -> AsyncIterator[Page]:
     """The console, opened; fails if the browser complains of anything, its security policy included."""
-    complaints: list[str] = []
-    async with async_playwright() as play:
-        browser = await play.chromium.launch(executable_path=chromium(), args=OFFLINE)
-        opened = await browser.new_page(viewport={"width": 1280, "height": 900})
-        opened.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        opened.on("pageerror", lambda error: complaints.append(str(error)))
-        opened.on("dialog", lambda dialog: dialog.accept())
-        await opened.goto(f"{demo.url}/admin/ui")
-        yield opened
-        await browser.close()
-    assert [c for c in complaints if "status of 401" not in c] == []
+    async with opened(f"{demo.url}/admin/ui") as shown_page:
+        yield shown_page
 
 
 async def sign_in(page: Page, demo: GateProcess) -> None:
@@ -58,33 +48,9 @@ async def sign_in(page: Page, demo: GateProcess) -> None:
     await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
 
 
-async def serious(page: Page) -> list[str]:
-    """What axe-core finds that keeps somebody out: the rule, and where."""
-    await page.evaluate(AXE.read_text())
-    found: Any = await page.evaluate("axe.run().then(({violations}) => violations)")
-    return [
-        f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in {"serious", "critical"}
-    ]
-
-
-async def shown(page: Page, name: str) -> None:
-    """Screenshots by day and night, on a desk and on a phone; nothing serious for axe in either light."""
-    ARTEFACTS.mkdir(exist_ok=True)
-    for scheme in ("light", "dark"):
-        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        assert await serious(page) == [], (name, scheme)
-        for place, width in (("desktop", 1280), ("phone", 390)):
-            await page.set_viewport_size({"width": width, "height": 900})
-            wider = await page.evaluate("document.documentElement.scrollWidth > innerWidth")
-            assert not wider, f"{name} is wider than a {place}"
-            await page.screenshot(path=ARTEFACTS / f"console-{name}-{place}-{scheme}.png", full_page=True)
-    await page.emulate_media(color_scheme="light")
-    await page.set_viewport_size({"width": 1280, "height": 900})
-
-
 async def test_from_sign_in_to_a_revoked_key(page: Page, demo: GateProcess) -> None:
     """First sign-in, first tenant, first key, a stream, its usage, the key's revocation, and the refusal."""
-    await shown(page, "sign-in")
+    await shown(page, "console-sign-in")
     await sign_in(page, demo)
     await page.get_by_role("link", name="Tenants").click()
     await page.get_by_label("Name").fill("Acme & <b>Sons</b>")
@@ -101,7 +67,7 @@ async def test_from_sign_in_to_a_revoked_key(page: Page, demo: GateProcess) -> N
     await page.get_by_label("Name of a new key").fill("web")
     await page.get_by_role("button", name="Issue key").click()
     key = await page.locator("#issued").input_value()
-    await shown(page, "tenant")
+    await shown(page, "console-tenant")
     await page.get_by_role("button", name="Done").click()
     await expect(page.locator("#issued")).to_have_count(0)
     assert key not in await page.content()
@@ -111,7 +77,7 @@ async def test_from_sign_in_to_a_revoked_key(page: Page, demo: GateProcess) -> N
     running = page.get_by_role("region", name="Streams that run")
     await expect(running).to_contain_text("Acme", timeout=15_000)
     await expect(page.locator(".tiles")).to_contain_text("Open streams1")
-    await shown(page, "overview")
+    await shown(page, "console-overview")
     await page.get_by_role("button", name="End").click()
     assert (await people.last_event(streams))["code"] == "ended_by_admin"
     await expect(page.get_by_text("No stream runs.")).to_be_visible(timeout=15_000)
@@ -119,7 +85,7 @@ async def test_from_sign_in_to_a_revoked_key(page: Page, demo: GateProcess) -> N
     await page.get_by_role("link", name="Usage").click()
     await page.get_by_label("By", exact=True).select_option("tenant")
     await expect(page.get_by_role("region", name="Sums by group")).to_contain_text("Acme", timeout=15_000)
-    await shown(page, "usage")
+    await shown(page, "console-usage")
     async with page.expect_download() as downloading:
         await page.get_by_role("button", name="Download CSV").click()
     rows = (await (await downloading.value).path()).read_text().splitlines()
@@ -132,10 +98,10 @@ async def test_from_sign_in_to_a_revoked_key(page: Page, demo: GateProcess) -> N
     assert people.chat(demo, key).status_code == 401
     await page.get_by_role("link", name="Audit log").click()
     await expect(page.get_by_role("region", name="Newest changes")).to_contain_text("key.revoke")
-    await shown(page, "audit")
+    await shown(page, "console-audit")
     await page.get_by_role("link", name="Upstreams").click()
     await expect(page.get_by_role("region", name="Each upstream")).to_contain_text("scripted")
-    await shown(page, "upstreams")
+    await shown(page, "console-upstreams")
 
 
 async def test_signing_out_ends_the_session_at_the_gate(page: Page, demo: GateProcess) -> None:
@@ -178,7 +144,7 @@ def session(other: GateProcess) -> str:
 def test_the_cookie_opens_nothing_for_another_sites_page(other: GateProcess) -> None:
     """Without the header that our own pages alone can send, or from elsewhere as the browser says: 401."""
     cookie = session(other)
-    own = {"cookie": cookie, "x-sluicegate-console": "1"}
+    own = {"cookie": cookie, "x-sluicegate-console": "admin"}
     assert other.http("GET", "/admin/tenants", headers=own).status_code == 200
     assert (
         other.http("GET", "/admin/tenants", headers=own | {"sec-fetch-site": "same-origin"}).status_code
@@ -188,7 +154,7 @@ def test_the_cookie_opens_nothing_for_another_sites_page(other: GateProcess) -> 
         {"cookie": cookie},
         own | {"sec-fetch-site": "cross-site"},
         own | {"sec-fetch-site": "same-site"},
-        own | {"cookie": "sluicegate_session=x"},
+        own | {"cookie": "sluicegate_admin=x"},
     ):
         for method, path in (("GET", "/admin/tenants"), ("POST", "/admin/tenants"), ("POST", "/auth/logout")):
             assert other.http(method, path, headers=foreign, json={"name": "x"}).status_code == 401
@@ -218,7 +184,7 @@ def test_live_numbers_are_for_admins_and_end_with_the_session(other: GateProcess
 
     _, key = other.tenant()
     assert other.http("GET", "/admin/live", key).status_code == 403
-    own = {"cookie": session(other), "x-sluicegate-console": "1"}
+    own = {"cookie": session(other), "x-sluicegate-console": "admin"}
     with httpx2.stream("GET", f"{other.url}/admin/live", headers=own, timeout=20, trust_env=False) as answer:
         lines = (line for line in answer.iter_lines() if line.startswith("data:"))
         told = json.loads(next(lines).removeprefix("data:"))

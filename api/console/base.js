@@ -6,8 +6,8 @@ import { h } from './vendor/preact.js';
 
 export const html = htm.bind(h);
 
-/** The cookie alone opens nothing: it counts beside a header that only this origin's pages can send. */
-const SESSION = { 'x-sluicegate-console': '1' };
+/** The cookie alone opens nothing: it counts beside a header that only this origin's pages can send, and that names it. */
+export const SESSION = { 'x-sluicegate-console': location.pathname.startsWith('/portal') ? 'portal' : 'admin' };
 export const SIGNED_OUT = 'sluicegate-signed-out';
 
 /** Ask the gate. Returns the Response; throws StreamError with what the server said. */
@@ -20,7 +20,7 @@ export async function ask(method, path, body, { signal } = {}) {
   });
   if (response.ok) return response;
   const error = await responseError(response);
-  if (error.status === 401 && path !== '/auth/session') dispatchEvent(new Event(SIGNED_OUT));
+  if (error.status === 401 && !path.startsWith('/auth/session')) dispatchEvent(new Event(SIGNED_OUT));
   throw error;
 }
 
@@ -82,6 +82,19 @@ export const Badge = ({ state }) => html`<span class=${`badge ${state}`}>${state
 /** A question before what cannot be undone. */
 export const Sure = ({ label, question, act, disabled }) => html`
   <button type="button" class="small danger" disabled=${disabled} onClick=${() => confirm(question) && act()}>${label}</button>`;
+
+/** Spend against each limit. */
+export function LimitsLeft({ path }) {
+  const { data, error } = useAnswer(path, 2);
+  if (!data) return html`<${Waiting} error=${error}/>`;
+  return html`<${Table} caption="What is used of each limit" head=${['Limit', 'Of whom', 'Used', 'At most', '']} empty="No limits."
+    rows=${data.map((one) => {
+    const used = Math.max(0, one.amount - one.remaining);
+    const name = words(one.limit) + (one.shadow ? ' (shadow)' : '');
+    return [name, one.of, amount(one.limit, used), amount(one.limit, one.amount),
+      html`<meter min="0" max=${one.amount} high=${0.8 * one.amount} value=${used} aria-label=${`Used of ${name}`}></meter>`];
+  })}/>`;
+}
 
 const NUMBER = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
 export const number = (n) => NUMBER.format(n ?? 0);

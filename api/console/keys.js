@@ -1,5 +1,5 @@
 /** Keys of a tenant: issue, show once, rotate, revoke. The admins' console and the customers' page have it. */
-import { Badge, call, Fault, html, Sure, Table, time, useAction, useAnswer, Waiting } from './admin-base.js';
+import { Badge, call, Fault, html, Sure, Table, time, useAction, useAnswer, Waiting } from './base.js';
 import { useEffect, useRef, useState } from './vendor/hooks.js';
 
 const SCOPES = { chat: true, embeddings: true, 'usage:read': true, 'tenant:admin': false };

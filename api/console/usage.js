@@ -1,6 +1,6 @@
 /** What was used, by day and by model, tenant or key; as a chart, a table, and CSV. */
-import { ask, dollars, Fault, html, number, Table, useAction, useAnswer, Waiting } from './admin-base.js';
-import { Chart } from './admin-chart.js';
+import { ask, dollars, Fault, html, number, Table, useAction, useAnswer, Waiting } from './base.js';
+import { Chart } from './chart.js';
 import { useMemo, useState } from './vendor/hooks.js';
 
 const DAY_MS = 86_400_000;
@@ -30,18 +30,27 @@ function byGroup(rows, group) {
   return { x: days.map((day) => Date.parse(day) / 1000), groups: [...groups.values()].sort((a, b) => b.total - a.total) };
 }
 
-export function Usage() {
+/** Of all tenants, for admins. */
+export function TenantsUsage() {
+  const { data } = useAnswer('/admin/tenants?deleted=true');
+  const names = Object.fromEntries((data ?? []).map(({ id, name }) => [id, name]));
+  return html`<${Usage} path="/admin/usage" names=${names} groups=${[['model', 'Model'], ['tenant', 'Tenant'], ['key', 'Key']]}/>`;
+}
+
+/** A tenant's own. */
+export const OwnUsage = () => html`<${Usage} path="/v1/usage" groups=${[['model', 'Model'], ['key', 'Key'], ['end_user', 'End user']]}/>`;
+
+/** `names` are those of tenants, where it is of all. */
+function Usage({ path, names, groups: choices }) {
   const [days, setDays] = useState('30');
   const [group, setGroup] = useState('model');
   const [tenant, setTenant] = useState('');
-  const tenants = useAnswer('/admin/tenants?deleted=true');
-  const query = `/admin/usage?from=${since(Number(days))}&interval=day&group_by=${group}${tenant && `&tenant=${tenant}`}`;
+  const query = `${path}?from=${since(Number(days))}&interval=day&group_by=${group}${tenant && `&tenant=${tenant}`}`;
   const { data, error } = useAnswer(query, 10);
   const saving = useAction();
   const { x, groups } = useMemo(() => byGroup(data?.data ?? [], group), [data, group]);
-  const names = Object.fromEntries((tenants.data ?? []).map(({ id, name }) => [id, name]));
   const called = (name) => (group === 'tenant' ? names[name] ?? name : name);
-  const lines = useMemo(() => groups.slice(0, MOST_LINES).map(({ name, tokens }) => [called(name), tokens]), [groups, tenants.data]);
+  const lines = useMemo(() => groups.slice(0, MOST_LINES).map(({ name, tokens }) => [called(name), tokens]), [groups, names && Object.values(names).join()]);
   const save = () => saving.run(async () => {
     const blob = await (await ask('GET', `${query}&format=csv`)).blob();
     const link = Object.assign(document.createElement('a'), { href: URL.createObjectURL(blob), download: 'usage.csv' });
@@ -50,12 +59,12 @@ export function Usage() {
   });
   return html`<section aria-label="Which usage"><div class="fields">
       <${Choice} id="days" label="Days" value=${days} set=${setDays} options=${[['7', 'The last 7'], ['30', 'The last 30'], ['90', 'The last 90']]}/>
-      <${Choice} id="group" label="By" value=${group} set=${setGroup} options=${[['model', 'Model'], ['tenant', 'Tenant'], ['key', 'Key']]}/>
-      <${Choice} id="tenant" label="Of" value=${tenant} set=${setTenant} options=${[['', 'All tenants'], ...Object.entries(names)]}/>
+      <${Choice} id="group" label="By" value=${group} set=${setGroup} options=${choices}/>
+      ${names && html`<${Choice} id="tenant" label="Of" value=${tenant} set=${setTenant} options=${[['', 'All tenants'], ...Object.entries(names)]}/>`}
       <div class="last"><button type="button" onClick=${save} disabled=${saving.busy}>Download CSV</button></div>
     </div><${Fault} error=${saving.error}/></section>
     <section aria-labelledby="tokens"><h2 id="tokens">Tokens by day</h2>
-      ${data ? html`${groups.length > 0 && html`<${Chart} label=${`Tokens by day and ${group}; the table below has the sums`} x=${x} lines=${lines} bars=${lines.length === 1}/>`}
+      ${data ? html`${groups.length > 0 && html`<${Chart} label=${`Tokens by day and ${group}; the table below has the sums`} x=${x} lines=${lines} points=${true} seconds=${Number(days) * DAY_MS / 1000}/>`}
         <${Table} caption="Sums by group" head=${[group, 'Requests', 'Tokens in', 'Tokens out', 'Cost']} empty="Nothing was used in these days. A stream appears here as soon as it has ended."
           rows=${groups.map((one) => [called(one.name), number(one.events), number(one.input), number(one.output), dollars(one.cost)])}/>
         ${data.next && html`<p class="hint">There is more than a page of it; the CSV has all.</p>`}` : html`<${Waiting} error=${error}/>`}
