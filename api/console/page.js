@@ -171,7 +171,7 @@ async function send() {
       state = 'Waiting for the first token…';
       draw();
     };
-    for await (const token of streamChat({ key, prompt, model, signal, onOpen })) {
+    for await (const token of streamChat({ retries: 0, key, prompt, model, signal, onOpen })) {
       first ??= performance.now() - started;
       chunks += 1;
       pending += token;

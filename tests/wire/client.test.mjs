@@ -6,7 +6,7 @@ import http from 'node:http';
 import { describe, test } from 'node:test';
 
 // Through a data: URL, so that every Node reads the file as a module; it stands in no npm package.
-const source = await readFile(new URL('../../api/console/client.js', import.meta.url), 'utf8');
+const source = await readFile(new URL('../../clients/js/client.js', import.meta.url), 'utf8');
 const { EventParser, StreamError, responseError, streamChat } = await import(
   `data:text/javascript;charset=utf-8,${encodeURIComponent(source)}`
 );
@@ -53,7 +53,7 @@ const answering = (content, init = {}) => async () => new Response(content, { he
 async function collect(options) {
   const tokens = [];
   try {
-    for await (const piece of streamChat({ key: 'k', prompt: 'p', ...options })) tokens.push(piece);
+    for await (const piece of streamChat({ key: 'k', prompt: 'p', retries: 0, ...options })) tokens.push(piece);
   } catch (error) {
     return { tokens, error };
   }
@@ -578,5 +578,67 @@ describe('streamChat: over a real connection', () => {
   test('a server that drops the connection before it answers is network_error', async (t) => {
     const { error } = await collect(await serve(t, (request, response) => response.destroy()));
     assert.equal(error.code, 'network_error');
+  });
+});
+
+describe('retries', () => {
+  const refusal = (status, code, headers = {}) => new Response(JSON.stringify({ error: { message: 'no', code } }), {
+    status, headers: { 'content-type': 'application/json', ...headers },
+  });
+
+  /** A fetch that gives these answers in turn, and notes how often it was asked. */
+  function answers(...queue) {
+    const ask = async (_url, options) => {
+      ask.asked += 1;
+      ask.headers = options.headers;
+      const next = queue.shift();
+      if (next instanceof Error) throw next;
+      return next;
+    };
+    ask.asked = 0;
+    return ask;
+  }
+  const good = () => new Response(body([token('a'), DONE]).stream, { headers: SSE });
+
+  test('what passes is asked again, as the server says and as often as is said', async () => {
+    for (const status of [408, 429, 502, 503, 504]) {
+      const fetch = answers(refusal(status, 'x', { 'retry-after': '0' }), good());
+      assert.deepEqual(await collect({ fetch, retries: 1 }), { tokens: ['a'], error: null }, String(status));
+      assert.equal(fetch.asked, 2);
+    }
+    const fetch = answers(...[1, 2, 3].map(() => refusal(503, 'x', { 'retry-after': '0' })), good());
+    assert.equal((await collect({ fetch, retries: 2 })).error.status, 503);
+    assert.equal(fetch.asked, 3);
+  });
+
+  test('a connection that broke before the answer is tried again, with the same idempotency key', async () => {
+    const fetch = answers(new TypeError('reset'), good());
+    assert.deepEqual((await collect({ fetch, retries: 1, idempotencyKey: 'one' })).tokens, ['a']);
+    assert.equal(fetch.headers.get('idempotency-key'), 'one');
+  });
+
+  test('what does not pass is not asked again', async () => {
+    const refusals = [[400, 'x', {}], [401, 'invalid_api_key', {}], [429, 'insufficient_quota', { 'retry-after': '0' }],
+      [429, 'x', { 'retry-after': '61' }], [503, 'x', { 'retry-after': '0', 'x-should-retry': 'false' }]];
+    for (const [status, code, headers] of refusals) {
+      const fetch = answers(refusal(status, code, headers), good());
+      assert.equal((await collect({ fetch, retries: 5 })).error.code, code);
+      assert.equal(fetch.asked, 1);
+    }
+  });
+
+  test('once a token is there nothing is asked again', async () => {
+    const fetch = answers(new Response(body([token('a')]).stream, { headers: SSE }), good());
+    const { tokens, error } = await collect({ fetch, retries: 5 });
+    assert.deepEqual([tokens, error.code, fetch.asked], [['a'], 'stream_truncated', 1]);
+  });
+
+  test('an abort ends the wait at once, with its reason', async () => {
+    const stop = new AbortController();
+    const fetch = async () => {
+      setImmediate(() => stop.abort(new Error('enough')));
+      return refusal(503, 'x', { 'retry-after': '30' });
+    };
+    assert.equal((await collect({ fetch, retries: 1, signal: stop.signal })).error.message, 'enough');
   });
 });

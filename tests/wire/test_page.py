@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 ARTEFACTS = ROOT / "tests" / "artefacts"
+CLIENT = ROOT / "clients/js"
 
 # Chromium must not try to reach anybody but the page's own server.
 OFFLINE = [
@@ -124,6 +126,30 @@ def test_the_client_holds_its_own_suite() -> None:
     suite = Path(__file__).parent / "client.test.mjs"
     done = subprocess.run([node, "--test", suite], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_the_package_is_what_the_gateway_serves(demo: GateProcess) -> None:
+    """`npm pack` takes the client, its types and the example; pages get the very same file."""
+    packed = subprocess.run(
+        ["npm", "pack", "--dry-run", "--json"], cwd=CLIENT, capture_output=True, text=True, check=True
+    )
+    names = {file["path"] for file in json.loads(packed.stdout)[0]["files"]}
+    assert names == {"client.js", "client.d.ts", "package.json", "README.md", "examples/useStream.jsx"}
+    assert demo.http("GET", "/static/client.js").content == (CLIENT / "client.js").read_bytes()
+
+
+def test_the_types_say_what_can_be_said() -> None:
+    """A strict TypeScript program compiles; what it gets wrong on purpose is found."""
+    sdks = ROOT / "tests/sdks"
+    options = ["--noEmit", "--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2023,dom"]
+    done = subprocess.run(
+        [sdks / "node_modules/.bin/tsc", *options, "client_types.ts"],
+        cwd=sdks,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_page_keeps_a_strict_policy(demo: GateProcess) -> None:
