@@ -48,6 +48,13 @@ def gate(
         yield process
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GateProcess]:
+    """The gate as `./scripts/serve` runs it without settings."""
+    with gate_process(tmp_path_factory.mktemp("demo")) as process:
+        yield process
+
+
 @pytest.fixture
 def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """For commands: a directory with a database of its own; no settings from elsewhere."""

@@ -21,13 +21,6 @@ VENDOR = ROOT / "api/console/vendor"
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GateProcess]:
-    """The gate as `./scripts/serve` runs it without settings."""
-    with gate_process(tmp_path_factory.mktemp("console")) as gate:
-        yield gate
-
-
-@pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GateProcess]:
     """Another one: ten sign-ins a minute are all that an address gets."""
     with gate_process(tmp_path_factory.mktemp("sessions")) as gate:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from tests.support.gates import GateProcess, gate_process
 from tests.support.servers import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
+
+    from tests.support.gates import GateProcess
 
 ARTEFACTS = ROOT / "tests" / "artefacts"
 CLIENT = ROOT / "clients/js"
@@ -37,13 +38,6 @@ def chromium() -> str:
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert found, "Chromium is needed: apt-get install chromium"
     return found
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GateProcess]:
-    """The gate as `./scripts/serve` runs it without settings."""
-    with gate_process(tmp_path_factory.mktemp("demo")) as gate:
-        yield gate
 
 
 @pytest.fixture

@@ -11,23 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.support.gates import GateProcess, gate_process
 from tests.support.servers import ROOT
 from tests.wire import people
 from tests.wire.browsing import opened, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.support.gates import GateProcess
+
 SDKS = ROOT / "tests/sdks"
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GateProcess]:
-    """The gate as `./scripts/serve` runs it without settings."""
-    with gate_process(tmp_path_factory.mktemp("portal")) as gate:
-        yield gate
 
 
 @pytest.fixture
