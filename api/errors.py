@@ -188,7 +188,7 @@ def _of_ours(error: Exception) -> Failure:
         code = error.code
     elif isinstance(error, NotAuthenticated):
         headers = {"www-authenticate": "Bearer"}
-    elif isinstance(error, LimitReached | BudgetSpent):
+    elif isinstance(error, LimitReached):
         headers = dict(error.headers)
     return Failure(status, row.type, code, row.text or str(error), param, headers)
 

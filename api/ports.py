@@ -42,22 +42,8 @@ class LimitReached(Exception):  # noqa: N818 - reads as what happened
         self.limit, self.of = limit, of  # which one, and whose
 
 
-class BudgetSpent(Exception):  # noqa: N818
+class BudgetSpent(LimitReached):
     """A budget is used up, or has not enough left for this request, until its period ends."""
-
-    def __init__(
-        self,
-        text: str,
-        retry_after_seconds: float | None,
-        headers: Mapping[str, str],
-        *,
-        limit: str = "",
-        of: str = "",
-    ) -> None:
-        super().__init__(text)
-        self.retry_after_seconds = retry_after_seconds
-        self.headers = headers
-        self.limit, self.of = limit, of  # which one, and whose
 
 
 class GateFull(Exception):  # noqa: N818

@@ -177,9 +177,11 @@ async def open_ports(settings: Settings) -> AsyncIterator[LifespanState]:
             await leave()
 
 
-def _shelf(settings: Settings, worker: str) -> NumbersFiles:
-    process = os.getppid() if settings.web_concurrency > 1 else os.getpid()
-    return NumbersFiles(settings.data_dir / "metrics", process, worker)
+def _shelf(settings: Settings, worker: str) -> NumbersFiles | None:
+    """By the process that started the workers; one alone has nobody to tell."""
+    if settings.web_concurrency == 1:
+        return None
+    return NumbersFiles(settings.data_dir / "metrics", os.getppid(), worker)
 
 
 def _traces(settings: Settings, stack: AsyncExitStack, worker: str) -> Traces | None:

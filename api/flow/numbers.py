@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from api.core.breaker import Standing
 from api.core.numbers import merged
 from api.errors import failure_of
-from api.ports import BudgetSpent, LimitReached
+from api.ports import LimitReached
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def count_admission(gate: Gate, stream: Stream, error: Exception | None = None) 
     wait.observe(gate.clock.monotonic() - stream.started_at)
     if error is None:
         return
-    if isinstance(error, LimitReached | BudgetSpent):
+    if isinstance(error, LimitReached):
         gate.numbers.add("refusals", error.limit, error.of)
     elif stream.cut_by is not None:
         gate.numbers.add("refusals", stream.cut_by.value, "")

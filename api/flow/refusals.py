@@ -25,7 +25,7 @@ _OF = {
 }
 
 
-def refusal(demands: Sequence[Demand], reply: Reply) -> LimitReached | BudgetSpent:
+def refusal(demands: Sequence[Demand], reply: Reply) -> LimitReached:
     """What to raise for a reply that refuses, or for somebody who has waited long enough."""
     demand = demands[reply.at]
     headers = limit_headers(demands, reply.states)

@@ -30,7 +30,7 @@ from api.flow.relay import collect, extra_headers, relay, send_headers
 from api.flow.settle import settle
 from api.flow.stream import Stream
 from api.flow.watch import recheck
-from api.ports import AccountsUnavailable, BudgetSpent, LedgerUnavailable, LimitReached, UpstreamFailed
+from api.ports import AccountsUnavailable, LedgerUnavailable, LimitReached, UpstreamFailed
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -103,7 +103,7 @@ async def _walk(gate: Gate, stream: Stream) -> None:
             gave_up = isinstance(error, TimeoutError) and stream.cut_by is not None
             stream.failure = Cut(stream.cut_by) if gave_up and stream.cut_by else error
         await _last_beat(stream)
-        if isinstance(error, LimitReached | BudgetSpent):
+        if isinstance(error, LimitReached):
             await _paced(gate, stream)
         await _farewell(gate, stream)
         return

@@ -64,7 +64,7 @@ async def _holds(gate: Gate, admin: Principal) -> bool:
 def _told(before: Totals, totals: Totals, seconds: float) -> dict[str, Any]:
     values = totals.values
     refused = _by_label(values, "refusals")
-    grown = {key: count - _by_label(before.values, "refusals").get(key, 0) for key, count in refused.items()}
+    more = sum(refused.values()) - sum(_by_label(before.values, "refusals").values())
     upstreams: dict[str, dict[str, float]] = {}
     for (name, labels), value in values.items():
         if name == "upstream_standing" and value:
@@ -75,7 +75,7 @@ def _told(before: Totals, totals: Totals, seconds: float) -> dict[str, Any]:
         "waiting_requests": values.get(("waiting_requests", ()), 0),
         "spool_bytes": values.get(("spool_bytes", ()), 0),
         "tokens_per_second": max(0.0, _produced(totals) - _produced(before)) / seconds,
-        "refusals_per_second": max(0.0, sum(grown.values())) / seconds,
+        "refusals_per_second": max(0.0, more) / seconds,
         "refusals": refused,
         "upstreams": upstreams,
     }
